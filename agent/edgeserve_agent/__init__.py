@@ -1,0 +1,1 @@
+"""The device daemon: control part, model server and their command line."""

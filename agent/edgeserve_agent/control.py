@@ -1,0 +1,136 @@
+"""The interface between the control part and the serving process: one JSON line each way over `control.sock`.
+
+The serving process outlives a restart of the control part, which finds it again by the socket (mode 0600).
+"""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Final, TypeVar
+
+import msgspec
+
+from edgeserve.contracts.errors import DeviceError, EdgeServeError, InputError, TransientError
+from edgeserve.contracts.telemetry import ReleaseStats
+
+SOCKET: Final = "control.sock"
+MAX_LINE_BYTES: Final = 1 << 20
+
+
+class Status(msgspec.Struct, frozen=True, tag=True):
+    """Ask what is served."""
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Load and warm up a variant beside what answers; it does not answer yet. Loading it twice is no error."""
+
+    model: str
+    version: str
+    release: str
+    variant: str
+    folder: str
+
+
+class Activate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Let a loaded release answer, in one step; requests in flight finish on the one they began with."""
+
+    model: str
+    release: str
+
+
+class Unload(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Drop a release when its last request is done. Unloading what is not there is no error."""
+
+    model: str
+    release: str
+
+
+class ReadStats(msgspec.Struct, frozen=True, tag=True):
+    """Ask for the counters."""
+
+
+class Stop(msgspec.Struct, frozen=True, tag=True):
+    """Stop listening, finish what is in flight, exit."""
+
+
+Command = Status | Load | Activate | Unload | ReadStats | Stop
+
+
+class ServedRelease(msgspec.Struct, frozen=True, kw_only=True):
+    """One loaded release of a model."""
+
+    model: str
+    version: str
+    release: str
+    variant: str
+    active: bool
+    executing_device: str
+
+
+class ServingStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to `Status`."""
+
+    pid: int
+    started: str
+    """Random id of this life of the process; counters began at 0 with it."""
+    http_url: str
+    releases: tuple[ServedRelease, ...] = ()
+
+
+class ServingStats(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to `ReadStats`."""
+
+    started: str
+    releases: tuple[ReleaseStats, ...] = ()
+
+
+class Done(msgspec.Struct, frozen=True):
+    """Answer to a command that worked and has nothing to tell."""
+
+
+class Failed(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to a command that did not work."""
+
+    failed: str
+    hint: str = ""
+
+
+A = TypeVar("A", ServingStatus, ServingStats, Done)
+
+
+def call(socket_path: Path, command: Command, answer: type[A], *, timeout_s: float = 10.0) -> A:
+    """Send one command to the serving process.
+
+    Raises:
+        TransientError: No serving process answers at the socket.
+        DeviceError: The process could not do it; the message says why.
+    """
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(timeout_s)
+            connection.connect(str(socket_path))
+            connection.sendall(msgspec.json.encode(command) + b"\n")
+            with connection.makefile("rb") as reader:
+                line = reader.readline(MAX_LINE_BYTES)
+    except OSError as error:
+        raise TransientError(f"the serving process does not answer at {socket_path}: {error}") from error
+    if not line.endswith(b"\n"):
+        raise TransientError(f"the serving process closed {socket_path} without an answer")
+    try:
+        return msgspec.json.decode(line, type=answer)
+    except msgspec.ValidationError:
+        failed = msgspec.json.decode(line, type=Failed)
+        raise DeviceError(failed.failed, hint=failed.hint) from None
+
+
+def parse(line: bytes) -> Command:
+    """Read one command, as the serving process does.
+
+    Raises:
+        InputError: The line is not a command.
+    """
+    try:
+        return msgspec.json.decode(line, type=Command)
+    except (msgspec.DecodeError, EdgeServeError) as error:
+        raise InputError(f"not a control command: {error}") from error

@@ -1,0 +1,1 @@
+"""Device profiles, probes of the machine at hand, and matching with reasons."""

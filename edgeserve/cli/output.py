@@ -1,0 +1,37 @@
+"""What commands print: JSON for scripts, tables for people."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+
+import msgspec
+import typer
+
+_PIPE_WIDTH = 200
+
+
+def print_json(document: object) -> None:
+    """Print a document as indented JSON on stdout; structs, dataclasses and containers of them are understood."""
+    typer.echo(msgspec.json.format(msgspec.json.encode(document, order="deterministic"), indent=2).decode())
+
+
+def print_table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:
+    """Print a table on stdout; a column of numbers is aligned to the right."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    cells = [[_text(value) for value in row] for row in rows]
+    table = Table(box=SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+    for column, header in enumerate(headers):
+        numeric = bool(cells) and all(row[column][:1] in "0123456789-+" for row in cells if row[column])
+        table.add_column(header, justify="right" if numeric else "left", no_wrap=True)
+    for row in cells:
+        table.add_row(*row)
+    width = None if sys.stdout.isatty() else _PIPE_WIDTH
+    Console(width=width, highlight=False, markup=False, emoji=False).print(table)
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value)

@@ -1,0 +1,1 @@
+"""The demonstration: a small fleet of unlike devices on one machine."""

@@ -1,0 +1,70 @@
+"""The contract of a runtime. `tests/suites/runtime.py` holds every implementation to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from edgeserve.contracts.tensors import Signature
+
+Tensor = npt.NDArray[np.generic]
+Tensors = dict[str, Tensor]
+
+
+class RuntimeOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How to load a model."""
+
+    device: str = "CPU"
+    """Device in the runtime's own words."""
+    threads: int = 1
+    """Threads inside one call; 0 = the runtime decides."""
+    simulate: bool = False
+    """Run a variant for other hardware on the nearest device here; `executing_device` then ends in ` (simulated)`."""
+
+
+class LoadedModel(Protocol):
+    """A model in memory. `run` may be called from several threads at once."""
+
+    signature: Signature
+    executing_device: str
+    """What runs it, asked of the runtime after loading, never assumed."""
+
+    def run(self, inputs: Mapping[str, Tensor]) -> Tensors:
+        """Compute every output.
+
+        Args:
+            inputs: One C-contiguous array for each input, of its datatype and a shape that its spec accepts.
+
+        Returns:
+            One array for each output, by name, in the order of the signature. The caller owns them.
+
+        Raises:
+            InputError: An input is missing, unknown, or has the wrong datatype or shape.
+            DeviceError: The runtime failed.
+        """
+
+    def close(self) -> None:
+        """Release memory; further calls of `run` are an error. May be called twice."""
+
+
+class Runtime(Protocol):
+    """Loads models of one format."""
+
+    name: str
+    """As registered in the entry-point group `edgeserve.runtimes`."""
+
+    def version(self) -> str:
+        """Version of the library behind it."""
+
+    def load(self, path: Path, options: RuntimeOptions) -> LoadedModel:
+        """Load a model file.
+
+        Raises:
+            InputError: The file is not a model of this runtime, is truncated, or an input has no fixed rank.
+            DeviceError: The device asked for is not here, or memory ran out.
+        """

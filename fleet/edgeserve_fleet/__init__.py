@@ -1,0 +1,1 @@
+"""The fleet manager: registry, rollouts, REST API and the web page."""
