@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
 import msgspec
 
@@ -68,7 +68,7 @@ class ServedRelease(msgspec.Struct, frozen=True, kw_only=True):
     executing_device: str
 
 
-class ServingStatus(msgspec.Struct, frozen=True, kw_only=True):
+class ServingStatus(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Answer to `Status`."""
 
     pid: int
@@ -78,18 +78,18 @@ class ServingStatus(msgspec.Struct, frozen=True, kw_only=True):
     releases: tuple[ServedRelease, ...] = ()
 
 
-class ServingStats(msgspec.Struct, frozen=True, kw_only=True):
+class ServingStats(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Answer to `ReadStats`."""
 
     started: str
     releases: tuple[ReleaseStats, ...] = ()
 
 
-class Done(msgspec.Struct, frozen=True):
+class Done(msgspec.Struct, frozen=True, tag=True):
     """Answer to a command that worked and has nothing to tell."""
 
 
-class Failed(msgspec.Struct, frozen=True, kw_only=True):
+class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Answer to a command that did not work."""
 
     failed: str
@@ -118,10 +118,12 @@ def call(socket_path: Path, command: Command, answer: type[A], *, timeout_s: flo
     if not line.endswith(b"\n"):
         raise TransientError(f"the serving process closed {socket_path} without an answer")
     try:
-        return msgspec.json.decode(line, type=answer)
-    except msgspec.ValidationError:
-        failed = msgspec.json.decode(line, type=Failed)
-        raise DeviceError(failed.failed, hint=failed.hint) from None
+        answered = msgspec.json.decode(line, type=answer | Failed)
+    except msgspec.DecodeError as error:
+        raise TransientError(f"the serving process at {socket_path} speaks another protocol: {error}") from error
+    if isinstance(answered, Failed):
+        raise DeviceError(answered.failed, hint=answered.hint)
+    return cast("A", answered)
 
 
 def parse(line: bytes) -> Command:
@@ -131,6 +133,6 @@ def parse(line: bytes) -> Command:
         InputError: The line is not a command.
     """
     try:
-        return msgspec.json.decode(line, type=Command)
+        return cast("Command", msgspec.json.decode(line, type=Command))
     except (msgspec.DecodeError, EdgeServeError) as error:
         raise InputError(f"not a control command: {error}") from error
