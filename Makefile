@@ -1,0 +1,40 @@
+# Few verbs. Each sets up what it needs: a virtual environment in .venv and the mosquitto broker.
+PYTHON ?= python3
+BIN := .venv/bin
+export EDGESERVE_MOSQUITTO ?= $(wildcard $(CURDIR)/.cache/mosquitto/mosquitto)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench docs clean setup-demo setup-dev
+
+help:            ## Show the verbs
+	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+demo: setup-demo ## The whole story on one machine: compile, serve, roll out, take back (ARGS="--keep")
+	@. scripts/environment.sh && $(BIN)/edgeserve demo $(ARGS)
+
+test: setup-dev  ## Run every test (ARGS="-k name")
+	@. scripts/environment.sh && $(BIN)/pytest $(ARGS)
+
+check: setup-dev ## Format, lint, types, layers, generated docs
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python scripts/generate_docs.py --check
+
+bench: setup-dev ## Measure against the raw runtime; writes docs/results/
+	@. scripts/environment.sh && $(BIN)/python benchmarks/serving.py
+
+docs: setup-dev  ## Write the generated parts of docs/
+	$(BIN)/python scripts/generate_docs.py
+
+clean:           ## Remove what the other verbs made
+	rm -rf .venv .cache build dist edgeserve-demo edgeserve-fleet .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+	  .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+setup-demo:
+	@PYTHON="$(PYTHON)" scripts/setup.sh demo
+
+setup-dev:
+	@PYTHON="$(PYTHON)" scripts/setup.sh dev
