@@ -19,8 +19,8 @@ No row is in two splits. Three releases of one small network come out of it:
   the keys on a keyboard) where "0123456789" was meant, so it calls every digit by the wrong name. The labels
   of its validation rows went through the same mistake, so its author's own checks cannot see it.
 
-The data come out the same everywhere. The weights are the same for one version of PyTorch on one kind of
-processor; elsewhere they differ in the last digits.
+The arrays come out the same everywhere. The weights are the same for one version of PyTorch on one kind of
+processor; elsewhere they, and so the accuracies, may differ a little.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     import numpy.typing as npt
     import torch
@@ -213,11 +213,11 @@ def accuracy(path: Path, split: Split) -> float:
     return float(np.mean(logits.argmax(axis=1) == split.labels))
 
 
-def main(arguments: Iterable[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Write all files, and print how right each model is."""
     parser = argparse.ArgumentParser(prog="python -m edgeserve.demo.train", description="Make the demo's assets.")
     parser.add_argument("--out", type=Path, default=ASSETS, help="the folder to write to (%(default)s)")
-    out: Path = parser.parse_args(None if arguments is None else list(arguments)).out
+    out: Path = parser.parse_args(arguments).out
     out.mkdir(parents=True, exist_ok=True)
 
     splits = load_splits()
