@@ -9,30 +9,53 @@ import contextlib
 import os
 import secrets
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
-from edgeserve.contracts.errors import DeviceError
+from edgeserve.contracts.errors import ConflictError, DeviceError
 
 
-def write_bytes(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Put `data` at `path`, durably, replacing what is there.
+def write_bytes(path: Path, data: bytes, *, mode: int = 0o644, replace: bool = True) -> None:
+    """Put `data` at `path`, durably, replacing what is there unless `replace` is false.
 
     Raises:
-        DeviceError: No space, no permission or an I/O error; `path` is as it was.
+        ConflictError: Something is at `path` and `replace` is false.
+        DeviceError: No space, no permission or an I/O error; `path` holds the old or the new, whole.
+    """
+    write_chunks(path, (data,), mode=mode, replace=replace)
+
+
+def write_chunks(path: Path, chunks: Iterable[bytes], *, mode: int = 0o644, replace: bool = True) -> None:
+    """Put the concatenation of `chunks` at `path` as `write_bytes` does, without holding it in memory.
+
+    An error that `chunks` raises while it is read ends the write and passes through; `path` is as it was.
+
+    Raises:
+        ConflictError: Something is at `path` and `replace` is false.
+        DeviceError: No space, no permission or an I/O error; `path` holds the old or the new, whole.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+            for chunk in chunks:
+                file.write(chunk)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)  # noqa: TID251, PTH105 - the one place
+        if replace:
+            os.replace(temporary, path)  # noqa: TID251, PTH105 - the one place
+        else:
+            os.link(temporary, path)  # fails where a rename would replace
+            temporary.unlink()
         sync_folder(path.parent)
-    except OSError as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise _device_error(path, error) from error
+        if isinstance(error, FileExistsError):
+            raise ConflictError(f"{path} exists already", hint="remove it or choose another name") from error
+        if isinstance(error, OSError):
+            raise _device_error(path, error) from error
+        raise
 
 
 def move(source: Path, destination: Path) -> None:
@@ -58,15 +81,22 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Make every file and folder below `folder` durable, before it is moved into place."""
-    for root, _folders, files in os.walk(folder):
-        for name in files:
-            descriptor = os.open(Path(root, name), os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        sync_folder(Path(root))
+    """Make every file and folder below `folder` durable, before it is moved into place.
+
+    Raises:
+        DeviceError: An I/O error.
+    """
+    try:
+        for root, _folders, files in os.walk(folder):
+            for name in files:
+                descriptor = os.open(Path(root, name), os.O_RDONLY)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+            sync_folder(Path(root))
+    except OSError as error:
+        raise _device_error(folder, error) from error
 
 
 def free_bytes(folder: Path) -> int:

@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 
 from edgeserve.contracts.errors import InputError
-from edgeserve.contracts.limits import MAX_MODELS_PER_DEVICE
+from edgeserve.contracts.limits import MAX_COUNT, MAX_MODELS_PER_DEVICE
 from edgeserve.contracts.names import device_id, digest, model_name, version_name
 
 DESIRED_TYPE: Final = "application/vnd.edgeserve.desired.v1+json"
@@ -24,6 +24,10 @@ class Generation(msgspec.Struct, frozen=True, order=True):
 
     term: int
     n: int
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.term <= MAX_COUNT and 0 <= self.n <= MAX_COUNT):
+            raise InputError(f"generation {self.term}.{self.n} is not between 0 and 2^53")
 
     def __str__(self) -> str:
         return f"{self.term}.{self.n}"
@@ -82,8 +86,6 @@ class Desired(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         device_id(self.device)
-        if self.gen.term < 0 or self.gen.n < 0:
-            raise InputError(f"generation {self.gen} is negative")
         if len(self.models) > MAX_MODELS_PER_DEVICE:
             raise InputError(f"desired document names {len(self.models)} models, at most {MAX_MODELS_PER_DEVICE}")
         if len({target.model for target in self.models}) != len(self.models):

@@ -29,8 +29,8 @@ def decode(data: bytes, kind: type[T], *, what: str, limit: int) -> T:
         raise InputError(f"{what} has {len(data)} bytes, at most {limit} are allowed")
     try:
         return msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, EdgeServeError, RecursionError) as error:
-        raise InputError(f"{what} is not valid: {error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, EdgeServeError, RecursionError) as error:
+        raise InputError(f"{what} is not valid: {error}", hint=getattr(error, "hint", "")) from error
 
 
 def encode(document: object) -> bytes:

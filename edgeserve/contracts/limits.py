@@ -17,6 +17,10 @@ MAX_BLOB_BYTES: Final = 8 * GIB
 """One model file: larger ones do not fit the memory of any device in the profiles."""
 MAX_RELEASE_BLOBS: Final = 4096
 """Files of one release: bounds the work that a hostile index can cause."""
+MAX_VARIANTS: Final = 256
+"""Manifests of one release: each is read with its contract when a release is opened, at most 2 MiB together."""
+MAX_TAR_HEADERS: Final = 2 * MAX_RELEASE_BLOBS + 64
+"""Headers of a release's tar: some tools write two for a file."""
 MAX_GOLDEN_BYTES: Final = 64 * MIB
 """Golden set: 32 inputs of 640x640x3 float32 (157 MB raw) compress well below; it is loaded whole."""
 
@@ -24,7 +28,9 @@ MAX_GOLDEN_BYTES: Final = 64 * MIB
 MAX_DESIRED_BYTES: Final = 8 * KIB
 """Desired document on the wire: retained for every device, so 100 000 of them stay under 1 GB."""
 MAX_HALT_BYTES: Final = 64 * KIB
-"""Halt list: about 600 digests."""
+"""Halt list: MAX_HALTED_RELEASES digests."""
+MAX_HALTED_RELEASES: Final = 600
+"""Digests on the halt list: 74 bytes each, a third more in the envelope, fit MAX_HALT_BYTES."""
 MAX_REPORT_BYTES: Final = 64 * KIB
 """Reported document, event or statistics of one device."""
 MAX_MODELS_PER_DEVICE: Final = 16
@@ -51,6 +57,24 @@ REQUEST_BODY_MIN_BYTES_PER_S: Final = 16 * KIB
 """A body may take REQUEST_HEAD_S plus its length over this rate."""
 MAX_PIPELINED: Final = 64
 """Requests read ahead on one connection before reading pauses."""
+MAX_CONNECTIONS: Final = 1024
+"""Open HTTP connections: the usual soft limit of file descriptors; further ones get 503."""
+MAX_BODY_BYTES_IN_FLIGHT: Final = 256 * MIB
+"""Bodies held at once over all connections: half the memory of the smallest board; beyond it 503."""
+READ_BUFFER_BYTES: Final = 256 * KIB
+"""The one buffer that all connections read into; longer bodies are read straight into their own."""
+LOOP_RUN_MAX_US: Final = 100.0
+"""Calls expected to take no longer run on the event loop: handing over to a thread costs about as much."""
+DRAIN_S: Final = 30.0
+"""A stopping server waits this long for requests in flight."""
+LINGER_S: Final = 2.0
+"""Input is thrown away for this long after a refusal, so that the client reads the answer and not a reset."""
+MAX_CACHED_HEADS: Final = 256
+"""Parsed request heads kept by their bytes; a client repeats the same few."""
+MAX_CACHED_HEAD_BYTES: Final = 4 * KIB
+"""A head that is kept: a model with 30 inputs fits."""
+MAX_FEEDBACK_ROWS: Final = 256
+"""Rows of a request whose predictions are kept for feedback: bounds the ring's memory to 8 MiB a model."""
 
 # Compiler ------------------------------------------------------------------------------------------
 MAX_MODEL_FILE_BYTES: Final = 2 * GIB
@@ -59,6 +83,10 @@ MAX_GRAPH_NODES: Final = 200_000
 """Nodes of a graph: the largest published ONNX models have about 50 000."""
 MAX_DATASET_BYTES: Final = 4 * GIB
 """Calibration or validation file, decompressed: it is held in memory."""
+MAX_NPZ_ARRAYS: Final = 1024
+"""Arrays in one npz file: no model of the profiles has more inputs and outputs."""
+GOLDEN_ROWS: Final = 32
+"""Rows of the golden set: a device runs them in under a second; fewer when they would pass MAX_GOLDEN_BYTES."""
 
 # Agent ---------------------------------------------------------------------------------------------
 MAX_RECORD_WRITES: Final = 64
@@ -75,14 +103,48 @@ DOWNLOAD_ATTEMPTS: Final = 8
 """Consecutive failed attempts without a new byte before a download gives up."""
 MAX_JOURNAL_EVENTS: Final = 256
 """Unacknowledged events kept on disk; the oldest non-terminal one is dropped first."""
+MAX_JOURNAL_BYTES: Final = 4 * MIB
+"""The agent's journal: its events, the desired document and the halt list together stay below 1 MiB."""
+MAX_QUARANTINED: Final = 256
+"""Release digests that failed on a device; the oldest is forgotten first and may then be tried again."""
+SERVING_START_S: Final = 180.0
+"""The serving process must answer this long after its start: a Raspberry Pi loads a 500 MB model in under a minute."""
+SERVING_LOAD_S: Final = 300.0
+"""Loading and warming up one variant in the serving process."""
 
 # Fleet ---------------------------------------------------------------------------------------------
 MAX_API_BODY_BYTES: Final = 1 * MIB
 """JSON body of the manager's REST API."""
+MAX_FLEET_ANSWER_BYTES: Final = 64 * MIB
+"""Answer of the manager that a client reads: 20 000 devices of 3 KiB."""
+MAX_UPLOADS: Final = 64
+"""Unfinished blob uploads of the embedded registry: `skopeo` has six under way at once."""
+UPLOAD_LIFETIME_S: Final = 3600.0
+"""An upload without a new byte for this long is removed."""
+MAX_EVENT_STREAMS: Final = 64
+"""Open pages that follow changes: each holds a connection for as long as it is open."""
 MAX_WAVES: Final = 64
 """Waves of one rollout."""
 MAX_LABELS: Final = 32
 """Labels of one device."""
+MAX_COUNT: Final = 1 << 53
+"""Largest counter, generation, epoch or sequence number: exact in JSON readers with doubles, fits 64-bit columns."""
+MAX_REASON_CHARS: Final = 2000
+"""Of a device's reason for a failure that the manager keeps: a traceback's end fits."""
+DISPATCH_BATCH: Final = 100
+"""Devices that one transaction offers or recalls: at 5 ms each it holds the database for half a second."""
+SEEN_LATELY_S: Final = 900.0
+"""A device heard within this counts as reachable when waves are planned, though no broker says that it is online."""
+STATS_RETENTION_S: Final = 7 * 24 * 3600.0
+"""Statistics kept; those of rollouts that still move are kept until they end."""
+EVENTS_RETENTION_S: Final = 90 * 24 * 3600.0
+"""Deployment events kept."""
+INGEST_BATCH: Final = 256
+"""Messages from devices that one transaction stores: one disk sync for all of them."""
+INGEST_QUEUE: Final = 4096
+"""Messages from devices that wait for the database; beyond it the broker is not acknowledged and holds them."""
+OUTBOX_BATCH: Final = 500
+"""Messages handed to the broker before their acknowledgements are awaited."""
 GATE_MIN_SAMPLES: Final = 200
 """Feedback samples on each side before a gate may decide: at 0.9 accuracy the 95 % interval is +-0.06."""
 DESIRED_LIFETIME_S: Final = 30 * 24 * 3600.0
@@ -99,3 +161,15 @@ MQTT_SESSION_EXPIRY_S: Final = 3600
 """Broker-side session lifetime: desired is retained, so a long queue has no value."""
 MQTT_RECEIVE_MAXIMUM: Final = 16
 """QoS 1 messages in flight to one device."""
+MAX_MQTT_PACKET_BYTES: Final = 256 * KIB
+"""One MQTT packet, both ways: four times the largest document; the embedded broker refuses more, too."""
+MQTT_MAX_IN_FLIGHT: Final = 10
+"""QoS 1 messages sent and not acknowledged: the smallest Receive Maximum that common brokers announce by default."""
+MQTT_MAX_UNACKNOWLEDGED: Final = 10_000
+"""Messages handed to the link and not acknowledged; beyond it `publish` refuses, since the broker does not keep up."""
+MQTT_WILL_DELAY_S: Final = 2
+"""The broker holds a last will this long: longer than a first reconnect (`BACKOFF_FIRST_S`), so it is not announced."""
+MQTT_CONNECT_TIMEOUT_S: Final = 10.0
+"""TCP, TLS and the broker's answer to CONNECT, each."""
+MQTT_FLUSH_S: Final = 2.0
+"""What `stop` waits for acknowledgements before it says goodbye."""

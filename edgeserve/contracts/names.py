@@ -57,6 +57,15 @@ def model_name(text: str) -> str:
     )
 
 
+def plugin_name(text: str, what: str) -> str:
+    """Return `text` if it can name a target or a runtime (`what` says which in the error).
+
+    Raises:
+        InputError: It cannot.
+    """
+    return _checked(text, _MODEL, f"{what} name", "use 1 to 64 of a-z, 0-9, '.', '_' and '-'")
+
+
 def version_name(text: str) -> str:
     """Return `text` if it names a release version, `[A-Za-z0-9][A-Za-z0-9._-]{0,63}`.
 

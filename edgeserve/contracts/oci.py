@@ -12,6 +12,7 @@ from edgeserve.contracts.names import digest, model_name, version_name
 
 INDEX_TYPE: Final = "application/vnd.oci.image.index.v1+json"
 MANIFEST_TYPE: Final = "application/vnd.oci.image.manifest.v1+json"
+LAYOUT_VERSION: Final = "1.0.0"
 EMPTY_TYPE: Final = "application/vnd.oci.empty.v1+json"
 EMPTY_BLOB: Final = b"{}"
 EVIDENCE_TYPE: Final = "application/vnd.edgeserve.evidence.v1"
@@ -35,19 +36,24 @@ class Platform(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """OCI platform of a manifest, in Go's words."""
 
     architecture: str
-    os: str = "linux"
+    os: str
+    """Written even when it is `linux`: image-spec requires it."""
     variant: str = ""
 
 
 class Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
-    """A pointer to a blob: what it is, its digest and its exact length in bytes."""
+    """A pointer to a blob: what it is, its digest and its exact length in bytes.
+
+    Fields stand in the order of the structs of image-spec's Go package, here and in the other documents: tools that
+    decode an index and encode it again (`skopeo copy --all`) then get the same bytes, so the release digest stays.
+    """
 
     media_type: str
     digest: str
     size: int
     annotations: dict[str, str] = {}
-    artifact_type: str = ""
     platform: Platform | None = None
+    artifact_type: str = ""
 
     def __post_init__(self) -> None:
         digest(self.digest)
@@ -74,7 +80,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_d
 
 
 class Index(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
-    """An image index: `index.json` of a layout, or the root blob of a release (see `ReleaseIndex`)."""
+    """An image index: the root blob of a release, whose digest is the release digest."""
 
     schema_version: int
     media_type: str
@@ -86,6 +92,31 @@ class Index(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defa
         _check_schema(self.schema_version, self.media_type, INDEX_TYPE)
         if len(self.manifests) > MAX_RELEASE_BLOBS:
             raise InputError(f"index names {len(self.manifests)} manifests, at most {MAX_RELEASE_BLOBS} are allowed")
+
+
+class ImageLayout(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """The file `oci-layout` (image-spec "Image Layout")."""
+
+    image_layout_version: str
+
+    def __post_init__(self) -> None:
+        if self.image_layout_version != LAYOUT_VERSION:
+            raise InputError(
+                f"image layout has version {self.image_layout_version[:40]!r}, this edgeserve reads {LAYOUT_VERSION}"
+            )
+
+
+class LayoutIndex(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    """The file `index.json` of a layout: the way in. Some tools leave its media type out, which image-spec allows."""
+
+    schema_version: int
+    media_type: str = ""
+    manifests: tuple[Descriptor, ...]
+
+    def __post_init__(self) -> None:
+        _check_schema(self.schema_version, self.media_type or INDEX_TYPE, INDEX_TYPE)
+        if len(self.manifests) > MAX_RELEASE_BLOBS:
+            raise InputError(f"index.json names {len(self.manifests)} images, at most {MAX_RELEASE_BLOBS} are allowed")
 
 
 class ReleaseIdentity(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,7 +144,10 @@ def identity_of(index: Index) -> ReleaseIdentity:
         InputError: An annotation is missing or wrong, or the index is not a release.
     """
     if index.artifact_type != RELEASE_TYPE:
-        raise InputError(f"image index has artifactType {index.artifact_type!r}, a release has {RELEASE_TYPE!r}")
+        raise InputError(
+            f"image index has artifactType {index.artifact_type[:80]!r}, a release has {RELEASE_TYPE!r}",
+            hint="it is another image, or was copied by a tool older than image-spec 1.1, which drops artifactType",
+        )
     try:
         counter = index.annotations[COUNTER]
         if not (counter.isascii() and counter.isdigit()) or len(counter) > 19:

@@ -8,6 +8,8 @@ import msgspec
 
 from edgeserve.contracts.desired import NEVER, Generation
 from edgeserve.contracts.device import DeviceFacts
+from edgeserve.contracts.errors import InputError
+from edgeserve.contracts.limits import MAX_COUNT
 from edgeserve.contracts.names import device_id, digest
 
 
@@ -52,6 +54,12 @@ class Fence(msgspec.Struct, frozen=True, kw_only=True):
     install_id: str
     epoch: int
     seq: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.install_id) <= 64 or not self.install_id.isascii():
+            raise InputError("an install id has 1 to 64 ASCII characters")
+        if not (0 <= self.epoch <= MAX_COUNT and 0 <= self.seq <= MAX_COUNT):
+            raise InputError(f"fence {self.epoch}.{self.seq} is not between 0 and 2^53")
 
     def follows(self, other: Fence | None) -> bool:
         """Tell whether a report with this fence may replace one with `other`."""

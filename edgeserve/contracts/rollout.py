@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from enum import Enum
+from itertools import combinations
 
 import msgspec
 
 from edgeserve.contracts.errors import InputError
-from edgeserve.contracts.limits import GATE_MIN_SAMPLES, MAX_WAVES
+from edgeserve.contracts.limits import GATE_MIN_SAMPLES, MAX_COUNT, MAX_WAVES
 from edgeserve.contracts.names import digest, model_name
 
 
@@ -18,7 +19,7 @@ class Wave(msgspec.Struct, frozen=True, kw_only=True):
     percent: float = 0.0
 
     def __post_init__(self) -> None:
-        if (self.count > 0) == (self.percent > 0) or self.count < 0 or not 0 <= self.percent <= 100:
+        if (self.count > 0) == (self.percent > 0) or not 0 <= self.count <= MAX_COUNT or not 0 <= self.percent <= 100:
             raise InputError("a wave is a positive count of devices or a percentage from 0 to 100, such as 5 or 10%")
 
     def size(self, devices: int) -> int:
@@ -33,7 +34,8 @@ class GateSpec(msgspec.Struct, frozen=True, kw_only=True):
     margin: float = 0.03
     """Non-inferiority margin: an accuracy loss (touched minus untouched) below `-margin` fails."""
     min_samples: int = GATE_MIN_SAMPLES
-    """Feedback samples that both sides need before the gate decides."""
+    """Feedback samples that both sides need before the gate decides. 0 = the operator asks for none: commits decide,
+    and feedback can only fail a wave, once both sides have the default number."""
     confidence: float = 0.95
     min_committed: float = 1.0
     """Share of the wave's devices, offered and seen since, that must have committed."""
@@ -43,8 +45,8 @@ class GateSpec(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not 0 < self.margin < 1:
             raise InputError(f"gate margin {self.margin} must be between 0 and 1")
-        if self.min_samples < 1:
-            raise InputError(f"gate needs at least 1 sample, not {self.min_samples}")
+        if not 0 <= self.min_samples <= MAX_COUNT:
+            raise InputError(f"gate cannot ask for {self.min_samples} samples")
         if not 0.5 <= self.confidence < 1:
             raise InputError(f"gate confidence {self.confidence} must be from 0.5 to below 1")
         if not 0 < self.min_committed <= 1 or not 0 <= self.max_failed < 1:
@@ -80,7 +82,7 @@ class RolloutSpec(msgspec.Struct, frozen=True, kw_only=True):
         digest(self.release)
         if not 1 <= len(self.waves) <= MAX_WAVES:
             raise InputError(f"a rollout has 1 to {MAX_WAVES} waves, not {len(self.waves)}")
-        for earlier, later in zip(self.waves, self.waves[1:], strict=False):
+        for earlier, later in combinations(self.waves, 2):
             if (later.count and earlier.count and later.count <= earlier.count) or (
                 later.percent and earlier.percent and later.percent <= earlier.percent
             ):

@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from edgeserve.contracts.errors import InputError
+from edgeserve.contracts.limits import MAX_COUNT
 
 LATENCY_BOUNDS_US: Final = (
     50,
@@ -56,8 +57,9 @@ class ReleaseStats(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if len(self.latency) != LATENCY_BUCKETS:
             raise InputError(f"latency histogram has {len(self.latency)} buckets, {LATENCY_BUCKETS} expected")
-        if min(self.requests, self.failures, self.feedback, self.correct, *self.latency) < 0:
-            raise InputError("a counter is negative")
+        counters = (self.requests, self.failures, self.feedback, self.correct, *self.latency)
+        if min(counters) < 0 or max(counters) > MAX_COUNT:
+            raise InputError("a counter is negative or above 2^53")
         if self.correct > self.feedback:
             raise InputError(f"{self.correct} correct answers out of {self.feedback}")
 
@@ -102,5 +104,5 @@ def decode_stats(data: bytes, *, limit: int) -> DeviceStats:
         raise InputError(f"statistics have {len(data)} bytes, at most {limit} are allowed")
     try:
         return msgspec.msgpack.decode(data, type=DeviceStats)
-    except (msgspec.DecodeError, InputError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, InputError, RecursionError) as error:
         raise InputError(f"statistics are not valid: {error}") from error

@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from edgeserve.contracts.errors import InputError
-from edgeserve.contracts.names import file_name, model_name
+from edgeserve.contracts.names import file_name, model_name, plugin_name
 from edgeserve.contracts.task import Task
 from edgeserve.contracts.tensors import Signature
 
@@ -85,6 +85,8 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     float_size_bytes: int
     host: str
     """CPU of the compiling host."""
+    host_architecture: str = ""
+    """Its machine in OCI words, such as `amd64`; empty = unknown."""
     executing_device: str
     """What ran it, as the runtime says."""
 
@@ -112,9 +114,22 @@ class VariantContract(msgspec.Struct, frozen=True, kw_only=True):
     minimum_agent: str = "0.1.0"
 
     def __post_init__(self) -> None:
-        model_name(self.model)
-        file_name(self.entry)
         if self.schema != 1:
             raise InputError(
                 f"variant contract has schema {self.schema}, this edgeserve reads 1", hint="update edgeserve"
             )
+        model_name(self.model)
+        file_name(self.entry)
+        plugin_name(self.target, "target")
+        plugin_name(self.runtime, "runtime")
+
+    @property
+    def latency_is_proxy(self) -> bool:
+        """Whether `measured` is, or may be, from other hardware than the target's: its latency then only ranks."""
+        if self.measured is None:
+            return False
+        wanted = self.selector.architectures
+        device = self.measured.executing_device
+        foreign = bool(wanted) and self.measured.host_architecture not in wanted
+        elsewhere = self.selector.accelerator != "cpu" and device.upper().startswith("CPU")
+        return foreign or elsewhere or device.endswith("(simulated)")
