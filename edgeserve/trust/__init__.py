@@ -1,0 +1,1 @@
+"""Trust: who said it (keys, signed envelopes) and what was checked (`VerifiedRelease`)."""
