@@ -1,0 +1,177 @@
+"""OpenVINO IR (`*.xml` with its `*.bin`) on Intel CPU, GPU and NPU. The only module that serves with openvino."""
+
+# ruff: noqa: E402 - telemetry has to be off before the library is imported
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any, Final, cast
+
+import numpy as np
+
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # it would write to the home folder and call home
+
+import openvino
+
+from edgeserve.contracts.errors import DeviceError, InputError, NotFoundError
+from edgeserve.contracts.tensors import Datatype, Signature, TensorSpec
+from edgeserve.runtimes.base import LoadedModel, RuntimeOptions, Tensor, Tensors
+from edgeserve.runtimes.checks import check_file, check_inputs, first_line
+
+_DATATYPES: Final = {
+    "boolean": Datatype.BOOL,
+    "u8": Datatype.UINT8,
+    "u16": Datatype.UINT16,
+    "u32": Datatype.UINT32,
+    "u64": Datatype.UINT64,
+    "i8": Datatype.INT8,
+    "i16": Datatype.INT16,
+    "i32": Datatype.INT32,
+    "i64": Datatype.INT64,
+    "f16": Datatype.FP16,
+    "f32": Datatype.FP32,
+    "f64": Datatype.FP64,
+}
+_IR_STARTS: Final = (b"<?xml", b"<net")
+
+
+class OpenVinoRuntime:
+    """Loads `*.xml`; the weights lie beside it in `*.bin`."""
+
+    name = "openvino"
+
+    def version(self) -> str:
+        """Version of openvino."""
+        return str(openvino.__version__)
+
+    def load(self, path: Path, options: RuntimeOptions) -> LoadedModel:
+        """Read and compile the IR; see `edgeserve.runtimes.base.Runtime.load`."""
+        _check_ir(path)
+        core = openvino.Core()
+        device = _device(core, options)
+        try:
+            model = core.read_model(path)
+        except RuntimeError as error:
+            raise InputError(
+                f"{path.name} is not an OpenVINO IR that {openvino.__version__} can read: {first_line(error)}",
+                hint="check that the .xml and the .bin are whole and belong together",
+            ) from error
+        signature = _signature(model, path.name)
+        try:
+            compiled = core.compile_model(model, device, _config(device, options))
+        except RuntimeError as error:
+            raise DeviceError(f"OpenVINO cannot compile {path.name} for {device}: {first_line(error)}") from error
+        # AUTO and HETERO were seen to fall back to the CPU without a word.
+        actual = compiled.get_property("EXECUTION_DEVICES")
+        if not actual or any(name.partition(".")[0] != device.partition(".")[0] for name in actual):
+            raise DeviceError(f"{path.name} was to run on {device}, OpenVINO chose {', '.join(actual) or 'nothing'}")
+        return OpenVinoModel(compiled, signature, ", ".join(actual) + (" (simulated)" if options.simulate else ""))
+
+
+class OpenVinoModel:
+    """A compiled model with one infer request for each call that is under way."""
+
+    def __init__(self, compiled: Any, signature: Signature, executing_device: str) -> None:  # noqa: ANN401
+        self.signature = signature
+        self.executing_device = executing_device
+        self._compiled = compiled
+        self._idle: SimpleQueue[Any] = SimpleQueue()
+
+    def run(self, inputs: Mapping[str, Tensor]) -> Tensors:
+        """Compute the outputs; see `edgeserve.runtimes.base.LoadedModel.run`."""
+        compiled = self._compiled
+        if compiled is None:
+            raise DeviceError("the model was closed")
+        check_inputs(self.signature, inputs)
+        idle = self._idle
+        try:
+            request = idle.get_nowait()
+        except Empty:
+            request = compiled.create_infer_request()
+        try:
+            for index, spec in enumerate(self.signature.inputs):
+                array = np.ascontiguousarray(inputs[spec.name])
+                request.set_input_tensor(index, openvino.Tensor(array, shared_memory=False))
+            request.infer()
+            outputs = {
+                spec.name: np.array(request.get_output_tensor(index).data)
+                for index, spec in enumerate(self.signature.outputs)
+            }
+        except (RuntimeError, MemoryError) as error:
+            raise DeviceError(f"OpenVINO failed: {first_line(error)}") from error
+        idle.put(request)
+        return outputs
+
+    def close(self) -> None:
+        """Release the model once running calls have ended."""
+        self._compiled = None
+        self._idle = SimpleQueue()
+
+
+def available_devices() -> tuple[str, ...]:
+    """Devices that OpenVINO can use on this machine, such as `CPU`, `NPU`."""
+    return tuple(openvino.Core().available_devices)
+
+
+def _check_ir(path: Path) -> None:
+    """OpenVINO tries every format that it knows on a file; an IR is all that a variant may be."""
+    check_file(path)
+    with path.open("rb") as file:
+        start = file.read(8)
+    if path.suffix != ".xml" or not start.startswith(_IR_STARTS):
+        raise InputError(f"{path.name} is not an OpenVINO IR", hint="name the .xml file that openvino.save_model wrote")
+    if not path.with_suffix(".bin").is_file():
+        raise NotFoundError(
+            f"the weights of {path.name} are missing", hint=f"put {path.with_suffix('.bin').name} beside it"
+        )
+
+
+def _device(core: Any, options: RuntimeOptions) -> str:  # noqa: ANN401
+    present = list(core.available_devices)
+    if any(name.partition(".")[0] == options.device.partition(".")[0] for name in present):
+        return options.device
+    if options.simulate:
+        return "CPU"
+    raise DeviceError(
+        f"OpenVINO finds no device {options.device[:40]!r} here",
+        hint=f"it finds {', '.join(present) or 'none'}; check the driver",
+    )
+
+
+def _config(device: str, options: RuntimeOptions) -> dict[str, Any]:
+    config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+    if device == "CPU":
+        # Otherwise newer CPUs compute in bfloat16, and answers differ from machine to machine.
+        config["INFERENCE_PRECISION_HINT"] = "f32"
+        if options.threads:
+            config["INFERENCE_NUM_THREADS"] = options.threads
+    return config
+
+
+def _signature(model: Any, what: str) -> Signature:  # noqa: ANN401
+    return Signature(
+        inputs=tuple(_spec(port, "input", what) for port in model.inputs),
+        outputs=tuple(_spec(port, "output", what) for port in model.outputs),
+    )
+
+
+def _spec(port: Any, side: str, what: str) -> TensorSpec:  # noqa: ANN401
+    names = cast("set[str]", port.get_names())
+    if not names:
+        raise InputError(f"an {side} of {what} has no name", hint="convert the model again: names must be kept")
+    name = min(names)
+    datatype = _DATATYPES.get(port.element_type.get_type_name())
+    if datatype is None:
+        raise InputError(
+            f"{side} {name!r} of {what} is of type {port.element_type.get_type_name()}, not a plain number"
+        )
+    shape = port.partial_shape
+    if shape.rank.is_dynamic or len(shape) == 0:
+        raise InputError(
+            f"{side} {name!r} of {what} has no fixed rank, or is a scalar",
+            hint="export the model with the shape of every input and output; only the sizes may vary",
+        )
+    return TensorSpec(name=name, datatype=datatype, shape=tuple(-1 if d.is_dynamic else d.get_length() for d in shape))

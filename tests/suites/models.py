@@ -1,0 +1,73 @@
+"""Tiny models that tests build for themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+CLASSES = 10
+
+
+def conv_net(*, batch: int | str = "batch", opset: int = 17, seed: int = 0) -> onnx.ModelProto:
+    """A small classifier: `image` f32 [batch, 1, 8, 8] to `logits` f32 [batch, 10], random weights."""
+    random = np.random.default_rng(seed)
+    weights = {
+        "w1": random.standard_normal((8, 1, 3, 3)) * 0.4,
+        "b1": random.standard_normal(8) * 0.1,
+        "w2": random.standard_normal((16, 8, 3, 3)) * 0.15,
+        "b2": random.standard_normal(16) * 0.1,
+        "w3": random.standard_normal((CLASSES, 256)) * 0.1,
+        "b3": random.standard_normal(CLASSES),
+    }
+    nodes = [
+        helper.make_node("Conv", ["image", "w1", "b1"], ["c1"], pads=[1] * 4),
+        helper.make_node("Relu", ["c1"], ["r1"]),
+        helper.make_node("Conv", ["r1", "w2", "b2"], ["c2"], pads=[1] * 4),
+        helper.make_node("Relu", ["c2"], ["r2"]),
+        helper.make_node("MaxPool", ["r2"], ["p"], kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("Gemm", ["f", "w3", "b3"], ["logits"], transB=1),
+    ]
+    return model(
+        nodes,
+        inputs={"image": (TensorProto.FLOAT, [batch, 1, 8, 8])},
+        outputs={"logits": (TensorProto.FLOAT, [batch, CLASSES])},
+        weights={name: array.astype(np.float32) for name, array in weights.items()},
+        opset=opset,
+    )
+
+
+def model(
+    nodes: list[onnx.NodeProto],
+    *,
+    inputs: Mapping[str, tuple[int, list[int | str] | None]],
+    outputs: Mapping[str, tuple[int, list[int | str] | None]],
+    weights: Mapping[str, np.ndarray] | None = None,
+    opset: int = 17,
+) -> onnx.ModelProto:
+    """Any graph; a shape of None leaves the rank open."""
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in inputs.items()],
+        [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in outputs.items()],
+        [numpy_helper.from_array(array, name) for name, array in (weights or {}).items()],
+    )
+    built = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    built.ir_version = 8
+    return built
+
+
+def save(built: onnx.ModelProto, path: Path) -> Path:
+    onnx.save(built, path)
+    return path
+
+
+def images(rows: int, *, seed: int = 1) -> np.ndarray:
+    """Random pictures that the net above classifies into several classes: f32 [rows, 1, 8, 8]."""
+    random = np.random.default_rng(seed)
+    return (random.standard_normal((rows, 1, 8, 8)) * random.uniform(0.2, 2, (rows, 1, 1, 1))).astype(np.float32)
