@@ -1,0 +1,1 @@
+"""What is installed, what clashes and what to do: `environment` reads the machine, `findings` judges it."""

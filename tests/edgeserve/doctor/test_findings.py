@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from edgeserve.contracts.limits import GIB
+from edgeserve.doctor.findings import Environment, Requirement, Verdict, examine, is_broken, version_key
+
+HEALTHY = Environment(
+    python=(3, 11, 7),
+    pointer_bits=64,
+    edgeserve="0.1.0 on Linux x86_64",
+    packages={"numpy": "2.4.6", "onnxruntime": "1.32.0", "paho-mqtt": "2.2.0"},
+    extras={
+        "onnx": (Requirement(package="numpy", minimum="1.26"), Requirement(package="onnxruntime", minimum="1.20")),
+        "openvino": (Requirement(package="numpy"), Requirement(package="openvino")),
+    },
+    mosquitto="2.0.11",
+    mosquitto_path="/usr/sbin/mosquitto",
+    folder="/data",
+    free_bytes=10 * GIB,
+    now=2_000_000.0,
+    installed_at=1_000_000.0,
+)
+
+
+def test_a_healthy_machine_has_nothing_to_do_but_what_is_not_installed() -> None:
+    findings = examine(HEALTHY)
+    assert not is_broken(findings)
+    assert {finding.subject for finding in findings if finding.hint} == {"extra openvino"}
+    assert next(finding for finding in findings if finding.subject == "extra openvino").verdict is Verdict.ABSENT
+
+
+@pytest.mark.parametrize(
+    ("change", "subject", "verdict", "hint"),
+    [
+        pytest.param({"python": (3, 9, 2)}, "python", Verdict.BROKEN, "3.10", id="old-python"),
+        pytest.param({"pointer_bits": 32}, "python", Verdict.WARNING, "64-bit system", id="32-bit-python"),
+        pytest.param(
+            {"packages": {"numpy": "1.20.3", "onnxruntime": "1.32.0"}},
+            "extra onnx",
+            Verdict.BROKEN,
+            "pip install 'edgeserve[onnx]'",
+            id="package-too-old",
+        ),
+        pytest.param(
+            {"import_errors": {"onnxruntime": "ImportError: libx.so"}},
+            "extra onnx",
+            Verdict.BROKEN,
+            "--force-reinstall",
+            id="package-cannot-be-imported",
+        ),
+        pytest.param(
+            {"packages": {"numpy": "2.0"}}, "extra onnx", Verdict.ABSENT, "edgeserve[onnx]", id="half-an-extra"
+        ),
+        pytest.param(
+            {"packages": {"onnxruntime": "1.32.0", "onnxruntime-gpu": "1.31.1"}},
+            "onnxruntime and onnxruntime-gpu",
+            Verdict.BROKEN,
+            "pip uninstall onnxruntime onnxruntime-gpu",
+            id="onnxruntime-twice",
+        ),
+        pytest.param(
+            {"packages": {"onnxruntime": "1.24.1", "onnxruntime-openvino": "1.24.1"}},
+            "onnxruntime and onnxruntime-openvino",
+            Verdict.BROKEN,
+            "pip uninstall",
+            id="onnxruntime-for-openvino",
+        ),
+        pytest.param(
+            {"packages": {"tflite-runtime": "2.14.0", "numpy": "2.0.1"}},
+            "tflite-runtime",
+            Verdict.BROKEN,
+            "ai-edge-litert",
+            id="tflite-with-numpy-2",
+        ),
+        pytest.param(
+            {"mosquitto_error": "the MQTT broker mosquitto is not installed"},
+            "mosquitto",
+            Verdict.ABSENT,
+            "apt install mosquitto",
+            id="no-mosquitto",
+        ),
+        pytest.param({"mosquitto": "1.6.9"}, "mosquitto", Verdict.BROKEN, "2.0 or newer", id="old-mosquitto"),
+        pytest.param(
+            {"npu_driver": True, "npu_accessible": False}, "intel npu", Verdict.WARNING, "render", id="npu-closed"
+        ),
+        pytest.param(
+            {"npu_driver": True, "npu_accessible": True, "packages": {"openvino": "2026.4.1"}},
+            "intel npu",
+            Verdict.WARNING,
+            "linux-npu-driver",
+            id="npu-without-compiler",
+        ),
+        pytest.param({"free_bytes": 1 << 20}, "disk", Verdict.BROKEN, "downloads nothing", id="full-disk"),
+        pytest.param({"free_bytes": GIB // 2}, "disk", Verdict.WARNING, "two releases", id="low-disk"),
+        pytest.param({"now": 0.0}, "clock", Verdict.WARNING, "NTP", id="clock-at-1970"),
+    ],
+)
+def test_a_trap_is_found_and_told_how_to_leave(
+    change: dict[str, object], subject: str, verdict: Verdict, hint: str
+) -> None:
+    findings = examine(dataclasses.replace(HEALTHY, **change))
+    found = next(finding for finding in findings if finding.subject == subject)
+    assert found.verdict is verdict
+    assert hint in found.hint
+    assert is_broken(findings) == (verdict is Verdict.BROKEN)
+
+
+@pytest.mark.parametrize(
+    "packages",
+    [
+        pytest.param({"tflite-runtime": "2.14.0", "numpy": "1.26.4"}, id="tflite-with-numpy-1"),
+        pytest.param({"onnxruntime-gpu": "1.31.1", "numpy": "2.0"}, id="onnxruntime-for-gpu-alone"),
+    ],
+)
+def test_what_works_is_no_trap(packages: dict[str, str]) -> None:
+    assert not is_broken(examine(dataclasses.replace(HEALTHY, packages=packages)))
+
+
+def test_a_package_for_other_platforms_is_not_missed() -> None:
+    extras = {"agent": (Requirement(package="paho-mqtt"), Requirement(package="uvloop", conditional=True))}
+    findings = examine(dataclasses.replace(HEALTHY, extras=extras))
+    assert next(finding for finding in findings if finding.subject == "extra agent").verdict is Verdict.OK
+
+
+@pytest.mark.parametrize(
+    ("version", "key"),
+    [("2.0.11", (2, 0, 11)), ("2.1rc1", (2, 1)), ("1.32.0+cpu", (1, 32, 0)), ("unknown", ()), ("", ())],
+)
+def test_versions_compare_by_their_numbers(version: str, key: tuple[int, ...]) -> None:
+    assert version_key(version) == key
