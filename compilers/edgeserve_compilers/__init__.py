@@ -1,1 +1,4 @@
-"""A model in, a judged product for one target out, packed as a release."""
+"""A model in, judged products for every target out, packed as a release.
+
+`load -> plan -> (calibrate, quantize, convert) -> verify -> pack`; `run.compile_model` is the whole of it.
+"""

@@ -1,0 +1,278 @@
+"""Whole compilations: model and data in, release out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from edgeserve.contracts.errors import ConflictError, InputError, NotFoundError
+from edgeserve.contracts.limits import MAX_GOLDEN_BYTES
+from edgeserve.contracts.oci import ReleaseIdentity
+from edgeserve.contracts.task import Task
+from edgeserve.contracts.variant import Precision
+from edgeserve.golden import Golden, GoldenMismatch, reproduce
+from edgeserve.release.layout import Release, open_release
+from edgeserve.runtimes.variant import load_variant
+from edgeserve_compilers.report import Provenance, Report
+from edgeserve_compilers.run import Outcome, Request, compile_model
+from edgeserve_compilers.spec import CompileOptions, PrecisionChoice
+from tests.suites.models import conv_net, images, model, save
+
+ALL = ("x86-cpu", "arm-cpu", "intel-npu")
+
+
+@pytest.fixture
+def compile_for(inputs, tmp_path: Path):
+    """Compile the tiny net; keywords change the request or its options."""
+
+    def run(*targets: str, progress=lambda *_: None, **changes) -> Outcome:
+        options = {key: changes.pop(key) for key in ("precision", "max_accuracy_drop", "task") if key in changes}
+        request = {
+            "model": inputs.model,
+            "targets": targets or ("x86-cpu",),
+            "calibration": inputs.calibration,
+            "validation": inputs.validation,
+            "options": CompileOptions(**({"max_accuracy_drop": 0.05} | options)),
+            "identity": ReleaseIdentity(name="tiny", version="v1", counter=1),
+            "destination": tmp_path / "release",
+        }
+        return compile_model(Request(**(request | changes)), progress)
+
+    return run
+
+
+def evidence(release: Release, title: str) -> bytes:
+    return release.read_evidence(title, limit=MAX_GOLDEN_BYTES)
+
+
+def test_every_target_gets_a_variant_that_a_device_can_load_and_prove(compile_for, tmp_path: Path) -> None:
+    seen: list[tuple[int, int, str]] = []
+    outcome = compile_for(*ALL, progress=lambda *step: seen.append(step))
+    release = open_release(tmp_path / "release")
+    assert release.digest == outcome.release.digest
+    assert {variant.contract.target for variant in release.variants} == set(ALL)
+    golden = Golden.load(evidence(release, "golden.npz"))
+    assert golden.rows == 32
+    for variant in release.variants:
+        folder = tmp_path / variant.contract.target
+        release.unpack(variant, folder)
+        contract, loaded = load_variant(folder, simulate=variant.contract.target != "x86-cpu")
+        assert contract.precision is Precision.INT8
+        assert contract.task == Task(output="logits", metric="top1")
+        assert reproduce(loaded, golden, contract.tolerance, contract.task).agreement >= contract.tolerance.agreement
+        loaded.close()
+        found = contract.measured
+        assert found.rows == 200
+        assert found.float_value == pytest.approx(0.9)
+        assert found.drop == pytest.approx(found.float_value - found.value)
+        assert found.drop_low <= found.drop <= min(found.drop_high, 0.05)
+        assert found.size_bytes < found.float_size_bytes
+        assert found.latency_ms > 0
+        assert found.host_architecture
+    npu = next(variant.contract for variant in release.variants if variant.contract.target == "intel-npu")
+    assert npu.signature.inputs[0].shape == (1, 1, 8, 8)
+    assert not npu.tolerance.element_wise
+    assert npu.measured.executing_device == "CPU (simulated)"
+    assert [step[2] for step in seen] == [*ALL, "packing"]
+
+
+def test_the_evidence_says_from_what_and_how_it_was_made(compile_for, inputs) -> None:
+    release = compile_for().release
+    report = msgspec.json.decode(evidence(release, "report.json"), type=Report)
+    assert (report.metric, report.judged_on.rows, report.judged_on.labelled) == ("top1", 200, True)
+    assert [trial.candidate.recipe for trial in report.targets[0].trials] == ["fp32", "u8s8 per-channel minmax"]
+    assert report.targets[0].kept is report.targets[0].trials[1]
+    provenance = msgspec.json.decode(evidence(release, "provenance.json"), type=Provenance)
+    assert {"python", "edgeserve", "onnx", "onnxruntime"} <= set(provenance.versions)
+    assert provenance.calibration.rows == 64
+    assert provenance.model.digest.startswith("sha256:")
+    for title in ("report.json", "provenance.json"):
+        assert str(inputs.model.parent).encode() not in evidence(release, title), "paths stay private"
+
+
+def test_a_model_whose_classes_are_permuted_fails_the_golden_set_of_the_right_one(compile_for, tmp_path: Path) -> None:
+    right = compile_for().release
+    wrong_model = conv_net()
+    for tensor in wrong_model.graph.initializer:
+        if tensor.name in ("w3", "b3"):
+            array = np.frombuffer(tensor.raw_data, np.float32).reshape(tuple(tensor.dims))
+            tensor.raw_data = np.roll(array, 1, axis=0).tobytes()
+    wrong = compile_for(model=save(wrong_model, tmp_path / "wrong.onnx"), destination=tmp_path / "wrong").release
+    wrong.unpack(wrong.variants[0], tmp_path / "unpacked")
+    contract, loaded = load_variant(tmp_path / "unpacked", simulate=False)
+    golden, own = (Golden.load(evidence(release, "golden.npz")) for release in (right, wrong))
+    reproduce(loaded, own, contract.tolerance, contract.task)
+    with pytest.raises(GoldenMismatch):
+        reproduce(loaded, golden, right.variants[0].contract.tolerance, contract.task)
+    loaded.close()
+
+
+def test_fp32_is_packed_as_the_author_saved_it(compile_for, inputs, tmp_path: Path) -> None:
+    outcome = compile_for(precision=PrecisionChoice.FP32)
+    variant = outcome.release.variants[0]
+    assert variant.contract.precision is Precision.FP32
+    outcome.release.unpack(variant, tmp_path / "unpacked")
+    assert (tmp_path / "unpacked" / variant.contract.entry).read_bytes() == inputs.model.read_bytes()
+    assert len(outcome.report.targets[0].trials) == 1
+
+
+def test_auto_keeps_float_when_no_quantized_form_meets_the_bound_and_says_why(compile_for, inputs) -> None:
+    outcome = compile_for(max_accuracy_drop=0.0, validation=None)
+    (target,) = outcome.report.targets
+    assert outcome.release.variants[0].contract.precision is Precision.FP32
+    assert [trial.candidate.recipe.split()[-1] for trial in target.trials] == [
+        "fp32", "minmax", "percentile-99.99", "percentile-99.9",
+    ]  # fmt: skip
+    assert "3 quantized forms were refused" in target.verdict.why
+    assert "at most 0.0000 are allowed" in target.verdict.why
+
+
+def test_int8_that_misses_the_bound_writes_nothing_and_tells_the_best(compile_for, tmp_path: Path) -> None:
+    outcome = compile_for(max_accuracy_drop=0.0, validation=None, precision=PrecisionChoice.INT8)
+    assert outcome.release is None
+    assert outcome.report.targets[0].verdict.kept is None
+    assert "best found: u8s8" in outcome.report.targets[0].verdict.why
+    assert not (tmp_path / "release").exists()
+
+
+def test_a_model_with_nothing_to_quantize_stays_float(compile_for, tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Flatten", ["image"], ["f"]),
+        helper.make_node("Slice", ["f", "zero", "ten", "one"], ["s"]),
+        helper.make_node("Softmax", ["s"], ["logits"]),
+    ]
+    built = model(
+        nodes,
+        inputs={"image": (TensorProto.FLOAT, ["n", 1, 8, 8])},
+        outputs={"logits": (TensorProto.FLOAT, ["n", 10])},
+        weights={key: np.array([value], np.int64) for key, value in {"zero": 0, "ten": 10, "one": 1}.items()},
+    )
+    outcome = compile_for(model=save(built, tmp_path / "softmax.onnx"))
+    assert outcome.release.variants[0].contract.precision is Precision.FP32
+    assert "no convolution or matrix product was quantized" in outcome.report.targets[0].verdict.why
+
+
+def test_a_batch_of_one_two_inputs_and_two_outputs_work_for_every_target(compile_for, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("Concat", ["left", "right"], ["both"], axis=1),
+        helper.make_node("Gemm", ["both", "w1", "b1"], ["hidden"]),
+        helper.make_node("Relu", ["hidden"], ["embedding"]),
+        helper.make_node("MatMul", ["embedding", "w2"], ["logits"]),
+    ]
+    built = model(
+        nodes,
+        inputs={"left": (TensorProto.FLOAT, [1, 24]), "right": (TensorProto.FLOAT, [1, 40])},
+        outputs={"embedding": (TensorProto.FLOAT, [1, 256]), "logits": (TensorProto.FLOAT, [1, 4])},
+        weights={
+            "w1": random.standard_normal((64, 256)).astype(np.float32),
+            "b1": random.standard_normal(256).astype(np.float32),
+            "w2": random.standard_normal((256, 4)).astype(np.float32),
+        },
+    )
+    rows = random.standard_normal((150, 64)).astype(np.float32)
+    np.savez(tmp_path / "rows.npz", left=rows[:, :24], right=rows[:, 24:])
+    outcome = compile_for(
+        *ALL,
+        model=save(built, tmp_path / "two.onnx"),
+        calibration=tmp_path / "rows.npz",
+        validation=None,
+        max_accuracy_drop=0.1,
+        task=Task(output="logits"),
+    )
+    for variant in outcome.release.variants:
+        assert variant.contract.task.output == "logits"
+        assert {spec.name for spec in variant.contract.signature.inputs} == {"left", "right"}
+        assert {spec.name for spec in variant.contract.signature.outputs} == {"embedding", "logits"}
+        assert variant.contract.measured.metric == "agreement"
+        assert variant.contract.precision is Precision.INT8
+
+
+def test_null_compiles_alone_for_any_model(compile_for, tmp_path: Path) -> None:
+    release = compile_for("null").release
+    release.unpack(release.variants[0], tmp_path / "unpacked")
+    contract, loaded = load_variant(tmp_path / "unpacked", simulate=False)
+    assert contract.entry == "model.null.json"
+    reproduce(loaded, Golden.load(evidence(release, "golden.npz")), contract.tolerance, contract.task)
+    with pytest.raises(InputError, match="null"):
+        compile_for("null", "x86-cpu", destination=tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("calibration_rows", "validation_rows", "expected"),
+    [
+        (slice(0, 150), None, "no --validation"),
+        (slice(0, 150), slice(100, 250), "50 of 150 validation rows are calibration rows"),
+        (slice(0, 150), slice(150, 250), "v.npz has no labels"),
+        (slice(0, 150), slice(150, 180), "30 rows are few"),
+    ],
+    ids=["no validation", "overlap", "no labels", "few"],
+)
+def test_doubts_are_told(compile_for, tmp_path: Path, calibration_rows, validation_rows, expected: str) -> None:
+    rows = images(250, seed=9)
+    np.savez(tmp_path / "c.npz", image=rows[calibration_rows])
+    if validation_rows:
+        np.savez(tmp_path / "v.npz", image=rows[validation_rows])
+    outcome = compile_for(
+        calibration=tmp_path / "c.npz",
+        validation=tmp_path / "v.npz" if validation_rows else None,
+        precision=PrecisionChoice.FP32,
+    )
+    assert any(expected in warning for warning in outcome.report.warnings), outcome.report.warnings
+
+
+def test_nothing_is_packed_without_data(compile_for) -> None:
+    with pytest.raises(InputError, match="not measured"):
+        compile_for(calibration=None, validation=None)
+
+
+def test_calibration_is_never_taken_from_the_validation_rows(compile_for) -> None:
+    outcome = compile_for(calibration=None)
+    assert outcome.release.variants[0].contract.precision is Precision.FP32
+    with pytest.raises(InputError, match="calibration data"):
+        compile_for(calibration=None, precision=PrecisionChoice.INT8, destination=Path("unused"))
+
+
+def test_what_is_at_the_destination_stays(compile_for, tmp_path: Path) -> None:
+    (tmp_path / "release").write_text("precious")
+    with pytest.raises(ConflictError, match="exists already"):
+        compile_for()
+    assert (tmp_path / "release").read_text() == "precious"
+
+
+def test_an_unknown_target_is_named_with_those_that_are_known(compile_for) -> None:
+    with pytest.raises(NotFoundError, match="toaster") as raised:
+        compile_for("toaster")
+    assert "x86-cpu" in raised.value.hint
+
+
+def test_an_unknown_output_is_refused(compile_for) -> None:
+    with pytest.raises(InputError, match="no output 'boxes'") as raised:
+        compile_for(task=Task(output="boxes"))
+    assert "logits" in raised.value.hint
+
+
+def test_rows_of_two_shapes_are_refused(compile_for, tmp_path: Path) -> None:
+    built = conv_net()
+    for value in (*built.graph.input, *built.graph.output):
+        value.type.tensor_type.shape.dim[-1].ClearField("dim_value")
+    np.savez(tmp_path / "wide.npz", image=np.zeros((4, 1, 8, 9), np.float32))
+    with pytest.raises(InputError, match="different shapes"):
+        compile_for(model=save(built, tmp_path / "open.onnx"), calibration=tmp_path / "wide.npz")
+
+
+def test_the_same_wish_gives_the_same_model_files(compile_for, tmp_path: Path) -> None:
+    files = []
+    for name in ("one", "two"):
+        release = compile_for("x86-cpu", "arm-cpu", destination=tmp_path / name).release
+        files.append([sorted(f.digest for f in variant.files.values()) for variant in release.variants])
+    assert files[0] == files[1]
+
+
+def test_a_release_can_be_one_tar(compile_for, tmp_path: Path) -> None:
+    outcome = compile_for(destination=tmp_path / "release.tar")
+    assert open_release(tmp_path / "release.tar").digest == outcome.release.digest
