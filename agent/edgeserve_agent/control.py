@@ -16,6 +16,7 @@ from edgeserve.contracts.telemetry import ReleaseStats
 
 SOCKET: Final = "control.sock"
 MAX_LINE_BYTES: Final = 1 << 20
+_NOT_A_DOCUMENT: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, EdgeServeError)
 
 
 class Status(msgspec.Struct, frozen=True, tag=True):
@@ -75,6 +76,8 @@ class ServingStatus(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     started: str
     """Random id of this life of the process; counters began at 0 with it."""
     http_url: str
+    insecure: bool = False
+    """It was told to listen on other addresses than loopback without TLS and token."""
     releases: tuple[ServedRelease, ...] = ()
 
 
@@ -119,7 +122,7 @@ def call(socket_path: Path, command: Command, answer: type[A], *, timeout_s: flo
         raise TransientError(f"the serving process closed {socket_path} without an answer")
     try:
         answered = msgspec.json.decode(line, type=answer | Failed)
-    except msgspec.DecodeError as error:
+    except _NOT_A_DOCUMENT as error:
         raise TransientError(f"the serving process at {socket_path} speaks another protocol: {error}") from error
     if isinstance(answered, Failed):
         raise DeviceError(answered.failed, hint=answered.hint)
@@ -134,5 +137,5 @@ def parse(line: bytes) -> Command:
     """
     try:
         return cast("Command", msgspec.json.decode(line, type=Command))
-    except (msgspec.DecodeError, EdgeServeError) as error:
+    except _NOT_A_DOCUMENT as error:
         raise InputError(f"not a control command: {error}") from error

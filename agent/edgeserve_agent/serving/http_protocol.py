@@ -1,0 +1,199 @@
+"""HTTP/1.1 on an asyncio Protocol: one connection. Nothing is awaited: that is most of what makes it quick."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final, cast
+
+from edgeserve_agent.serving.http_reader import RequestReader
+from edgeserve_agent.serving.messages import Request, Response, busy_response, error_response
+
+if TYPE_CHECKING:
+    from edgeserve_agent.serving.http_server import HttpServer
+
+_JOIN_BYTES: Final = 32 * 1024
+"""Responses below this are copied into one write; a copy is cheaper than a second buffer."""
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class HttpConnection(asyncio.BufferedProtocol):
+    """Reads requests, hands them to the server's handler one at a time, writes the responses in order."""
+
+    def __init__(self, server: HttpServer) -> None:
+        self._server = server
+        self._limits = server.limits
+        self._reader = RequestReader(server)
+        self._waiting = self._reader.arrived
+        self._transport: asyncio.Transport | None = None
+        self._answering: Request | None = None
+        self._advancing = False
+        self._reading_paused = False
+        self._half_closed = False
+        self._idle_until = 0.0
+        self._writing_until: float | None = None
+        """Set while the client does not read what was written."""
+        self._lingering_until: float | None = None
+        """Set when the last response was written and what the client still sends is thrown away."""
+
+    # Transport -----------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin to read."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._idle_until = self._server.time() + self._limits.idle_s
+        if not self._server.admit(self):
+            self._reader.refuse(busy_response(f"more than {self._limits.connections} connections are open"))
+            self._advance()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        """Forget all that was not answered."""
+        self._transport = None
+        self._reader.close()
+        self._server.forget(self)
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's signature
+        """Where the next bytes go."""
+        return self._reader.get_buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Take in the bytes that arrived."""
+        self._reader.take(nbytes)
+        self._advance()
+
+    def eof_received(self) -> bool:
+        """Answer what was read whole before the client ended its side, then close."""
+        self._half_closed = True
+        if self._reader.in_message and not self._reader.ended:
+            self._reader.refuse(error_response(HTTPStatus.BAD_REQUEST, "the request ended early"))
+        self._reader.ended = True
+        self._advance()
+        return self._answering is not None or bool(self._waiting)
+
+    def pause_writing(self) -> None:
+        """Answer nothing more until the client has read; one that does not read is cut off."""
+        assert self._transport is not None
+        pending = self._transport.get_write_buffer_size()
+        self._writing_until = self._server.time() + self._limits.head_s + pending / self._limits.body_bytes_per_s
+
+    def resume_writing(self) -> None:
+        """Go on."""
+        self._writing_until = None
+        self._idle_until = self._server.time() + self._limits.idle_s
+        self._advance()
+
+    # Answering -----------------------------------------------------------------------------------
+
+    def _advance(self) -> None:
+        """Hand the next request to the handler, as long as the one before is answered and the client reads."""
+        if self._advancing or self._transport is None:
+            return
+        self._advancing = True
+        waiting = self._waiting
+        while waiting and self._answering is None and self._writing_until is None and self._lingering_until is None:
+            item = waiting.popleft()
+            if isinstance(item, Request):
+                self._answering = item
+                self._server.handle(item, partial(self._reply, item))
+            else:
+                self._write(item, connection=b"close")
+                self._linger()
+        self._advancing = False
+        self._pace_reading()
+        if self._answering is None and not waiting:
+            if self._reader.wants_continue:
+                self._reader.wants_continue = False
+                self._transport.write(_CONTINUE)
+            if self._half_closed and self._lingering_until is None:
+                self._transport.close()
+
+    def _reply(self, request: Request, response: Response) -> None:
+        if self._answering is not request:
+            return
+        self._answering = None
+        if request.held_bytes:
+            self._server.release_body(request.held_bytes)
+        if self._transport is None:
+            return
+        under_way = self._waiting or self._reader.in_message
+        last = not request.keep_alive or (self._server.draining and not under_way)
+        connection = b"close" if last else b"keep-alive" if b"connection" in request.headers else b""
+        self._write(response, connection=connection, head_only=request.method == "HEAD")
+        if last:
+            self._reader.ended = True
+            self._transport.close()
+            return
+        self._idle_until = self._server.time() + self._limits.idle_s
+        self._advance()
+
+    def _write(self, response: Response, *, connection: bytes, head_only: bool = False) -> None:
+        assert self._transport is not None
+        head = response.head(connection=connection)
+        if head_only:
+            self._transport.write(head)
+        elif response.length <= _JOIN_BYTES:
+            self._transport.write(b"".join((head, *response.chunks)))
+        else:
+            self._transport.writelines((head, *response.chunks))
+
+    def _linger(self) -> None:
+        """Throw input away for a while: closing on unread input would reset the connection and lose the response."""
+        assert self._transport is not None
+        self._lingering_until = self._server.time() + self._limits.linger_s
+        if self._half_closed:
+            self._transport.close()
+        elif self._transport.can_write_eof():
+            self._transport.write_eof()
+
+    def _pace_reading(self) -> None:
+        """Read no further ahead than the limits allow."""
+        assert self._transport is not None
+        waiting = self._waiting
+        full = bool(waiting) and (
+            len(waiting) >= self._limits.pipelined
+            or sum(item.held_bytes for item in waiting if isinstance(item, Request)) >= self._limits.body_bytes
+        )
+        if full and not self._reading_paused:
+            self._reading_paused = True
+            self._transport.pause_reading()
+        elif self._reading_paused and not waiting:
+            self._reading_paused = False
+            self._reader.restart_clock()
+            self._transport.resume_reading()
+
+    # Called by the server ------------------------------------------------------------------------
+
+    @property
+    def deadline(self) -> float | None:
+        """Time of the loop's clock at which the server calls `expire`; None while it is we who take the time."""
+        if self._writing_until is not None:
+            return self._writing_until
+        if self._lingering_until is not None:
+            return self._lingering_until
+        if self._reader.in_message:
+            return None if self._reading_paused else self._reader.deadline
+        return None if self._answering is not None or self._waiting else self._idle_until
+
+    def expire(self) -> None:
+        """End what the deadline was for."""
+        if self._transport is None:
+            return
+        if self._writing_until is not None or self._lingering_until is not None:
+            self._transport.abort()
+        elif self._reader.in_message:
+            self._reader.refuse(error_response(HTTPStatus.REQUEST_TIMEOUT, "the request took too long to arrive"))
+            self._advance()
+        else:
+            self._transport.close()
+
+    def drain(self) -> None:
+        """Close now if nothing is under way; otherwise the last response says `Connection: close`."""
+        under_way = self._answering is not None or self._waiting or self._reader.in_message
+        if self._transport is not None and not under_way:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Close at once."""
+        if self._transport is not None:
+            self._transport.abort()

@@ -1,0 +1,75 @@
+"""An HTTP request as the handler gets it, and the response it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final
+
+import msgspec
+
+JSON: Final = b"application/json"
+"""Exactly this: the kserve client drops the message of an error whose Content-Type says more."""
+OCTETS: Final = b"application/octet-stream"
+
+_STATUS_LINES: Final = {
+    status.value: b"HTTP/1.1 %d %s\r\n" % (status.value, status.phrase.encode()) for status in HTTPStatus
+}
+
+
+@dataclass(slots=True, kw_only=True)
+class Request:
+    """One whole request."""
+
+    method: str
+    target: bytes
+    headers: dict[bytes, bytes]
+    """Names in lower case; of a repeated header the last."""
+    body: bytes | memoryview
+    keep_alive: bool
+    held_bytes: int = 0
+    """Bytes of the body that count against `MAX_BODY_BYTES_IN_FLIGHT`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Response:
+    """What to answer."""
+
+    status: int
+    content_type: bytes
+    chunks: Sequence[bytes | memoryview]
+    headers: bytes = b""
+    """Further header lines, each ending in CRLF."""
+
+    @property
+    def length(self) -> int:
+        """Bytes of the body."""
+        return sum(map(len, self.chunks))
+
+    def head(self, *, connection: bytes) -> bytes:
+        """Status line and headers; `connection` is the value of that header, empty for none."""
+        line = b"Connection: %s\r\n" % connection if connection else b""
+        return b"%sContent-Type: %s\r\nContent-Length: %d\r\n%s%s\r\n" % (
+            _STATUS_LINES[self.status], self.content_type, self.length, self.headers, line,
+        )  # fmt: skip
+
+
+Reply = Callable[[Response], None]
+Handler = Callable[[Request, Reply], None]
+"""Answers a request by calling the reply once, at once or later, on the event loop."""
+
+
+def json_response(status: int, document: object, *, headers: bytes = b"") -> Response:
+    """A response with a JSON body."""
+    return Response(status=status, content_type=JSON, chunks=(msgspec.json.encode(document),), headers=headers)
+
+
+def error_response(status: int, message: str, *, headers: bytes = b"") -> Response:
+    """A response that says what is wrong, as the Open Inference Protocol asks: `{"error": str}`."""
+    return json_response(status, {"error": message}, headers=headers)
+
+
+def busy_response(message: str) -> Response:
+    """503 with a hint when to come again."""
+    return error_response(HTTPStatus.SERVICE_UNAVAILABLE, message, headers=b"Retry-After: 1\r\n")

@@ -1,0 +1,126 @@
+"""Counters as Prometheus text, exposition format 0.0.4.
+
+`nv_inference_*` have Triton's names, labels and meaning, so that its dashboards work; `edgeserve_*` tell releases
+apart.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from itertools import accumulate
+from typing import Final
+
+from edgeserve import __version__
+from edgeserve.contracts.telemetry import LATENCY_BOUNDS_US
+from edgeserve_agent.serving.counters import Counters
+from edgeserve_agent.serving.dataplane import DataPlane
+
+CONTENT_TYPE: Final = b"text/plain; version=0.0.4; charset=utf-8"
+
+Labels = dict[str, str]
+Sample = tuple[Labels, float]
+
+
+def prometheus(plane: DataPlane, *, insecure: bool) -> str:
+    """All metrics of a server."""
+    counters = plane.counters()
+    lines: list[str] = []
+    lines += _family("edgeserve_build_info", "gauge", "Version of edgeserve.", [({"version": __version__}, 1)])
+    insecure_help = "1 when the server was told to listen without TLS and token."
+    lines += _family("edgeserve_insecure", "gauge", insecure_help, [({}, int(insecure))])
+    lines += _triton(counters)
+    lines += _per_release(counters)
+    lines += _histogram(counters)
+    loaded: list[Sample] = [
+        (
+            {
+                "model": served.identity.model,
+                "version": served.identity.version,
+                "release": served.identity.release,
+                "variant": served.identity.variant,
+                "executing_device": served.opened.model.executing_device,
+            },
+            int(active),
+        )
+        for served, active in plane.releases()
+    ]
+    lines += _family(
+        "edgeserve_release_active", "gauge", "1 for the release that answers, 0 for others loaded.", loaded
+    )
+    unknown: list[Sample] = [({"model": model}, count) for model, count in plane.unknown_feedback.items()]
+    lines += _family("edgeserve_feedback_unknown_total", "counter", "Feedback for ids that are not known.", unknown)
+    return "\n".join(lines) + "\n"
+
+
+def _triton(counters: Iterable[Counters]) -> list[str]:
+    # Two releases may have the same version; Triton's labels do not tell them apart, so they are added.
+    sums: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0] * 4)
+    for one in counters:
+        total = sums[one.model, one.version]
+        for index, value in enumerate((one.successes, one.failures, one.rows, one.duration_us)):
+            total[index] += value
+    label_sets = {key: {"model": key[0], "version": key[1]} for key in sums}
+
+    def samples(index: int, **more: str) -> list[Sample]:
+        return [({**label_sets[key], **more}, total[index]) for key, total in sums.items()]
+
+    return [
+        *_family("nv_inference_request_success", "counter", "Answered requests.", samples(0)),
+        *_family(
+            "nv_inference_request_failure",
+            "counter",
+            "Requests that the server failed to answer.",
+            samples(1, reason="BACKEND"),
+        ),
+        *_family("nv_inference_count", "counter", "Inferences: rows of answered requests.", samples(2)),
+        *_family("nv_inference_exec_count", "counter", "Model executions.", samples(0)),
+        *_family(
+            "nv_inference_request_duration_us", "counter", "Time in requests, queueing included.", samples(3)
+        ),
+    ]  # fmt: skip
+
+
+def _per_release(counters: Iterable[Counters]) -> list[str]:
+    families: dict[str, tuple[str, Callable[[Counters], int]]] = {
+        "edgeserve_requests_total": ("Requests answered or failed.", lambda one: one.successes + one.failures),
+        "edgeserve_request_failures_total": ("Requests that the server failed to answer.", lambda one: one.failures),
+        "edgeserve_requests_rejected_total": ("Requests that were the client's mistake.", lambda one: one.rejected),
+        "edgeserve_feedback_total": ("Rows with a true label.", lambda one: one.feedback),
+        "edgeserve_feedback_correct_total": ("Rows whose true label was predicted.", lambda one: one.correct),
+    }
+    lines: list[str] = []
+    for name, (text, value) in families.items():
+        lines += _family(name, "counter", text, [(_labels(one), value(one)) for one in counters])
+    return lines
+
+
+def _histogram(counters: Iterable[Counters]) -> list[str]:
+    name = "edgeserve_request_duration_seconds"
+    bounds = [*(f"{bound / 1e6:g}" for bound in LATENCY_BOUNDS_US), "+Inf"]
+    lines = [f"# HELP {name} Time in requests, queueing included.", f"# TYPE {name} histogram"]
+    for one in counters:
+        labels = _labels(one)
+        for bound, count in zip(bounds, accumulate(one.latency), strict=True):
+            lines.append(_line(f"{name}_bucket", {**labels, "le": bound}, count))
+        lines.append(_line(f"{name}_sum", labels, one.duration_us / 1e6))
+        lines.append(_line(f"{name}_count", labels, sum(one.latency)))
+    return lines
+
+
+def _labels(one: Counters) -> Labels:
+    return {"model": one.model, "version": one.version, "release": one.release}
+
+
+def _family(name: str, kind: str, text: str, samples: Iterable[Sample]) -> list[str]:
+    return [f"# HELP {name} {text}", f"# TYPE {name} {kind}", *(_line(name, *sample) for sample in samples)]
+
+
+def _line(name: str, labels: Labels, value: float) -> str:
+    inner = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
+    number = str(int(value)) if value == int(value) else repr(float(value))
+    return f"{name}{{{inner}}} {number}" if inner else f"{name} {number}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")

@@ -1,0 +1,187 @@
+"""The serving process of a device: serves what `slots.json` names, and obeys the control part, if there is one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from edgeserve import atomic
+from edgeserve.contracts.errors import DeviceError, EdgeServeError
+from edgeserve_agent import slots
+from edgeserve_agent.control import (
+    SOCKET,
+    Activate,
+    Command,
+    Done,
+    Load,
+    ReadStats,
+    ServedRelease,
+    ServingStats,
+    ServingStatus,
+    Status,
+    Stop,
+    Unload,
+)
+from edgeserve_agent.serving.control_server import Answer, ControlServer
+from edgeserve_agent.serving.dataplane import Identity
+from edgeserve_agent.serving.listen import Address
+from edgeserve_agent.serving.opened import open_variant
+from edgeserve_agent.serving.server import ModelServer
+
+_LOG: Final = logging.getLogger(__name__)
+_LOCK: Final = "serving.lock"
+ADDRESSES: Final = "addresses.json"
+
+
+class Addresses(msgspec.Struct, frozen=True, kw_only=True):
+    """`addresses.json`: where the process of this life listens. A process that ends in order removes it."""
+
+    http: str
+    pid: int
+    started: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingConfig:
+    """What the command line said."""
+
+    state_dir: Path
+    address: Address
+    simulate: bool = False
+    insecure_dev: bool = False
+    threads: int = 1
+    """Inside one call of a model; 0 = the runtime decides."""
+
+
+class ServingProcess:
+    """The model server of one state directory."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, stop: asyncio.Event, config: ServingConfig) -> None:
+        self._config = config
+        self._stop = stop
+        self._started = secrets.token_hex(8)
+        self._server = ModelServer(loop, threads=config.threads, insecure=config.insecure_dev)
+        self._plane = self._server.plane
+        self._url = ""
+
+    async def run(self) -> None:
+        """Serve until told to stop.
+
+        Raises:
+            DeviceError: The port is in use, another process serves from the state directory, or it cannot be written.
+        """
+        config = self._config
+        with _locked(config.state_dir):
+            wanted = slots.read(config.state_dir)
+            for model in wanted.models:
+                if model.active is not None:
+                    self._plane.expect(model.model)
+            control = ControlServer(config.state_dir / SOCKET, self._execute)
+            addresses = config.state_dir / ADDRESSES
+            try:
+                self._url = await self._server.listen(config.address)
+                await control.start()
+                listening = Addresses(http=self._url, pid=os.getpid(), started=self._started)
+                atomic.write_bytes(addresses, msgspec.json.encode(listening))
+                _LOG.info("listening on %s", self._url)
+                starting = asyncio.gather(*(self._start(model) for model in wanted.models))
+                await self._stop.wait()
+                starting.cancel()
+                _LOG.info("stopping")
+            finally:
+                await self._server.close()
+                control.close()
+                with contextlib.suppress(OSError):
+                    addresses.unlink()
+
+    async def _start(self, model: slots.ModelSlots) -> None:
+        """Let the active slot answer, or, should it not load, the previous one: old is better than nothing."""
+        reasons: list[str] = []
+        for slot in (model.active, model.previous):
+            if slot is None or self._plane.is_active(model.model):
+                continue
+            try:
+                await self._load(
+                    model.model, slot.version, slot.release, slot.variant, slot.folder(self._config.state_dir)
+                )
+                if not self._plane.is_active(model.model):
+                    self._plane.activate(model.model, slot.release)
+                return
+            except EdgeServeError as error:
+                _LOG.error("%s %s cannot be served: %s", model.model, slot.version, error.message)
+                reasons.append(f"{slot.version}: {error.message}")
+        if model.active is not None:
+            self._plane.give_up(model.model, "; ".join(reasons))
+
+    async def _load(self, model: str, version: str, release: str, variant: str, folder: Path) -> None:
+        identity = Identity(model=model, version=version, release=release, variant=variant)
+        config = self._config
+        await self._plane.load(
+            identity, partial(open_variant, folder, simulate=config.simulate, threads=config.threads)
+        )
+
+    async def _execute(self, command: Command) -> Answer:
+        match command:
+            case Status():
+                return self._status()
+            case Load(model=model, version=version, release=release, variant=variant, folder=folder):
+                await self._load(model, version, release, variant, Path(folder))
+            case Activate(model=model, release=release):
+                self._plane.activate(model, release)
+            case Unload(model=model, release=release):
+                self._plane.unload(model, release)
+            case ReadStats():
+                releases = tuple(one.stats() for one in self._plane.counters())
+                return ServingStats(started=self._started, releases=releases)
+            case Stop():
+                self._stop.set()
+        return Done()
+
+    def _status(self) -> ServingStatus:
+        releases = tuple(
+            ServedRelease(
+                model=served.identity.model,
+                version=served.identity.version,
+                release=served.identity.release,
+                variant=served.identity.variant,
+                active=active,
+                executing_device=served.opened.model.executing_device,
+            )
+            for served, active in self._plane.releases()
+        )
+        return ServingStatus(
+            pid=os.getpid(),
+            started=self._started,
+            http_url=self._url,
+            insecure=self._config.insecure_dev,
+            releases=releases,
+        )
+
+
+@contextlib.contextmanager
+def _locked(state_dir: Path) -> Iterator[None]:
+    """Hold the state directory; the kernel lets go of it with the process, however that ends."""
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True)
+        file = (state_dir / _LOCK).open("ab")
+    except OSError as error:
+        raise DeviceError(f"cannot use the state directory {state_dir}: {error.strerror}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise DeviceError(
+                f"another process serves from {state_dir}", hint="stop it, or give each its own --state-dir"
+            ) from error
+        yield

@@ -1,0 +1,1 @@
+"""Clients: of the Open Inference Protocol, and of the fleet manager's REST API."""

@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import contextlib
+import json
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from edgeserve.contracts.errors import InputError
+from edgeserve.contracts.tensors import Datatype, Signature, TensorSpec, datatype_of
+from edgeserve_agent.serving.tensors import RequestDecoder, encode_response
+
+NUMERIC = [datatype for datatype in Datatype if datatype is not Datatype.BYTES]
+SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
+NUMBERS = st.sampled_from(NUMERIC).flatmap(lambda kind: hnp.arrays(np.dtype(kind.numpy_name), SHAPES))
+TEXTS = hnp.arrays(np.dtype(object), SHAPES, elements=st.binary(max_size=9))
+
+
+def kind_of(array) -> Datatype:
+    return datatype_of(array.dtype.name)
+
+
+def blob_of(array) -> bytes:
+    if array.dtype != object:
+        return array.tobytes()
+    return b"".join(struct.pack("<I", len(item)) + item for item in array.ravel().tolist())
+
+
+def described(name: str, array, **more) -> dict:
+    return {"name": name, "datatype": kind_of(array).value, "shape": list(array.shape), **more}
+
+
+def decode(inputs: list, blobs: bytes = b"", **more):
+    head = json.dumps({"inputs": inputs, **more}).encode()
+    return RequestDecoder().decode(head + blobs, len(head))
+
+
+def decode_json(inputs: list, **more):
+    return RequestDecoder().decode(json.dumps({"inputs": inputs, **more}).encode(), None)
+
+
+@given(st.lists(st.one_of(NUMBERS, TEXTS), min_size=1, max_size=4), st.integers(0, 63))
+def test_binary_tensors_arrive_as_they_were_sent_wherever_they_lie(arrays, padding: int):
+    inputs = [
+        described(f"i{n}", array, parameters={"binary_data_size": len(blob_of(array))})
+        for n, array in enumerate(arrays)
+    ]
+    found = decode(inputs, b"".join(map(blob_of, arrays)), pad=" " * padding).inputs
+    assert list(found) == [f"i{n}" for n in range(len(arrays))]
+    for array, got in zip(arrays, found.values(), strict=True):
+        assert got.dtype == array.dtype
+        assert got.flags.aligned
+        assert got.flags.c_contiguous
+        np.testing.assert_array_equal(got, array, strict=True)
+
+
+@given(st.sampled_from([kind for kind in NUMERIC if kind is not Datatype.FP16]), st.data(), st.booleans())
+def test_numbers_in_json_arrive_as_they_were_sent(kind: Datatype, data, flat: bool):
+    dtype = np.dtype(kind.numpy_name)
+    finite = {"allow_nan": False, "allow_infinity": False} if dtype.kind == "f" else None
+    elements = hnp.from_dtype(dtype, **finite) if finite else None
+    array = data.draw(hnp.arrays(dtype, hnp.array_shapes(max_dims=3, max_side=4), elements=elements))
+    values = array.ravel().tolist() if flat else array.tolist()
+    found = decode_json([described("x", array, data=values)]).inputs["x"]
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, array, strict=True)
+
+
+def test_text_in_json_becomes_bytes():
+    found = decode_json([{"name": "t", "datatype": "BYTES", "shape": [1, 2], "data": [["a", "é"]]}]).inputs["t"]
+    assert found.tolist() == [[b"a", "é".encode()]]
+
+
+def test_json_and_binary_inputs_mix_and_keep_their_order():
+    x, z = np.arange(3, dtype=np.int32), np.ones((2, 1), np.float16)
+    found = decode(
+        [
+            described("x", x, parameters={"binary_data_size": 12}),
+            {"name": "y", "datatype": "BOOL", "shape": [2], "data": [True, False]},
+            described("z", z, parameters={"binary_data_size": 4}),
+        ],
+        x.tobytes() + z.tobytes(),
+    ).inputs
+    assert list(found) == ["x", "y", "z"]
+    assert found["y"].tolist() == [True, False]
+    np.testing.assert_array_equal(found["z"], z)
+
+
+X = {"name": "x", "datatype": "FP32", "shape": [2]}
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        pytest.param(b"", "not an inference request", id="empty"),
+        pytest.param(b"[1]", "not an inference request", id="not an object"),
+        pytest.param(b'{"inputs":', "not an inference request", id="truncated"),
+        pytest.param(b"\xff\xfe{}", "not an inference request", id="not UTF-8"),
+        pytest.param(b"[" * 100_000, "not an inference request", id="deep nesting"),
+        pytest.param({}, "inputs", id="no inputs"),
+        pytest.param({"inputs": [{**X, "data": [1, 2]}], "id": 7}, "$.id", id="id is a number"),
+        pytest.param(b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1],"data":[NaN]}]}', "NaN", id="NaN"),
+        pytest.param(
+            b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1],"data":[-Infinity]}]}', "NaN", id="infinity"
+        ),
+        pytest.param({"inputs": [{**X, "datatype": "FP99", "data": [1, 2]}]}, "FP99", id="unknown datatype"),
+        pytest.param({"inputs": [{**X, "datatype": "FP16", "data": [1, 2]}]}, "no JSON form", id="FP16 in JSON"),
+        pytest.param({"inputs": [X]}, "neither data nor", id="no data"),
+        pytest.param({"inputs": [{**X, "data": None}]}, "nested 0 deep", id="null"),
+        pytest.param({"inputs": [{**X, "data": [1, None]}]}, "null", id="null within"),
+        pytest.param({"inputs": [{**X, "data": [1, "2"]}]}, "str", id="text for a number"),
+        pytest.param({"inputs": [{**X, "data": [1, True]}]}, "bool", id="boolean for a number"),
+        pytest.param({"inputs": [{**X, "data": [1, 2, 3]}]}, "2 elements", id="too many"),
+        pytest.param({"inputs": [{**X, "data": [1]}]}, "2 elements", id="too few"),
+        pytest.param({"inputs": [{**X, "data": [1, 1e39]}]}, "does not fit FP32", id="beyond float32"),
+        pytest.param({"inputs": [{**X, "shape": [2, 2], "data": [[1, 2], [3]]}]}, "unequal", id="ragged"),
+        pytest.param(
+            {"inputs": [{**X, "datatype": "BYTES", "shape": [2, 2], "data": [["a"], ["b", "c"]]}]},
+            "unequal",
+            id="ragged text",
+        ),
+        pytest.param({"inputs": [{**X, "shape": [2, 3], "data": [[1, 2], [3, 4], [5, 6]]}]}, "[3, 2]", id="transposed"),
+        pytest.param({"inputs": [{**X, "shape": [1, 1, 2], "data": [[1, 2]]}]}, "nested 2 deep", id="odd depth"),
+        pytest.param({"inputs": [{**X, "shape": [-2], "data": [1, 2]}]}, "negative dimension", id="negative"),
+        pytest.param({"inputs": [{**X, "shape": [1 << 40], "data": [1]}]}, "at most", id="too large"),
+        pytest.param({"inputs": [{**X, "shape": [0, 1 << 70], "data": []}]}, "at most", id="huge beside zero"),
+        pytest.param({"inputs": [{**X, "shape": [1] * 17, "data": [1]}]}, "dimensions", id="rank"),
+        pytest.param({"inputs": [{**X, "datatype": "UINT8", "data": [1, 256]}]}, "255", id="beyond uint8"),
+        pytest.param({"inputs": [{**X, "datatype": "INT64", "data": [1, 1 << 63]}]}, "INT64", id="beyond int64"),
+        pytest.param({"inputs": [{**X, "datatype": "INT32", "data": [1, 1.5]}]}, "float", id="fraction"),
+        pytest.param({"inputs": [{**X, "data": [1, 2]}] * 2}, "same name", id="twice"),
+        pytest.param({"inputs": [{**X, "parameters": {"binary_data_size": 8}}]}, "add up to 8", id="no blob"),
+        pytest.param({"inputs": [{**X, "parameters": {"shared_memory_region": "r"}}]}, "shared memory", id="shm"),
+        pytest.param(
+            {"inputs": [{**X, "data": [1, 2]}], "outputs": [{"name": "y", "parameters": {"classification": 2}}]},
+            "classification",
+            id="classification",
+        ),
+        pytest.param(
+            {"inputs": [{**X, "data": [1, 2]}], "parameters": {"binary_data_output": "yes"}}, "true or false", id="flag"
+        ),
+    ],
+)
+def test_a_wrong_json_request_is_refused_with_the_reason(body, says: str):
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    with pytest.raises(InputError) as caught:
+        RequestDecoder().decode(data, None)
+    assert says in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("tensor", "blob", "says"),
+    [
+        pytest.param({**X, "parameters": {"binary_data_size": 4}}, b"1234", "needs 8", id="shape needs more"),
+        pytest.param({**X, "parameters": {"binary_data_size": 8}}, b"1234", "add up to 8", id="truncated"),
+        pytest.param({**X, "parameters": {"binary_data_size": 8}}, b"1" * 9, "9 bytes follow", id="too long"),
+        pytest.param({**X, "parameters": {"binary_data_size": -8}}, b"", "number of bytes", id="negative"),
+        pytest.param({**X, "parameters": {"binary_data_size": True}}, b"1", "number of bytes", id="boolean"),
+        pytest.param({**X, "parameters": {"binary_data_size": 8}, "data": [1, 2]}, b"1" * 8, "both", id="both"),
+        pytest.param(
+            {**X, "datatype": "BOOL", "parameters": {"binary_data_size": 2}}, b"\x01\x02", "neither 0 nor 1", id="bool"
+        ),
+        pytest.param(
+            {**X, "datatype": "BYTES", "parameters": {"binary_data_size": 6}},
+            b"\1\0\0\0ab",
+            "need more",
+            id="text short",
+        ),
+        pytest.param(
+            {**X, "datatype": "BYTES", "parameters": {"binary_data_size": 8}},
+            b"\xff\xff\xff\xff\1\0\0\0",
+            "ends within element 0",
+            id="text length lies",
+        ),
+        pytest.param(
+            {**X, "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": 6}},
+            b"\1\0\0\0ab",
+            "1 bytes behind",
+            id="text too long",
+        ),
+    ],
+)
+def test_a_wrong_binary_tensor_is_refused_with_the_reason(tensor, blob: bytes, says: str):
+    with pytest.raises(InputError) as caught:
+        decode([tensor], blob)
+    assert says in caught.value.message
+
+
+@pytest.mark.parametrize("length", [0, 1000])
+def test_a_json_length_outside_the_body_is_refused(length: int):
+    with pytest.raises(InputError, match="Inference-Header-Content-Length"):
+        RequestDecoder().decode(b"{}", length)
+
+
+@given(st.binary(max_size=60), st.one_of(st.none(), st.integers(-1, 70)))
+def test_any_bytes_are_decoded_or_refused(body: bytes, length: int | None):
+    with contextlib.suppress(InputError):
+        RequestDecoder().decode(body, length)
+
+
+def test_a_head_that_comes_again_gives_the_data_of_its_own_body():
+    decoder = RequestDecoder()
+    head = json.dumps({"inputs": [{**X, "parameters": {"binary_data_size": 8}}]}).encode()
+    for values in ([1.0, 2.0], [3.0, 4.0]):
+        body = head + np.array(values, np.float32).tobytes()
+        assert decoder.decode(body, len(head)).inputs["x"].tolist() == values
+
+
+SPECS = Signature(
+    inputs=(TensorSpec(name="x", datatype=Datatype.FP32, shape=(1,)),),
+    outputs=(
+        TensorSpec(name="a", datatype=Datatype.FP32, shape=(-1,)),
+        TensorSpec(name="h", datatype=Datatype.FP16, shape=(-1,)),
+        TensorSpec(name="t", datatype=Datatype.BYTES, shape=(-1,)),
+    ),
+)
+OUTPUTS = {
+    "a": np.array([1.5, np.nan], np.float32),
+    "h": np.array([0.5], np.float16),
+    "t": np.array([b"yes", b"no"], object),
+}
+
+
+def respond(**request) -> tuple[dict, bytes]:
+    form = decode_json([{**X, "data": [1, 2]}], **request).form.of(SPECS)
+    chunks, length = encode_response(model="m", version="1", request_id="r", outputs=OUTPUTS, form=form)
+    body = b"".join(bytes(chunk) for chunk in chunks)
+    return json.loads(body[:length]), body[length:] if length is not None else b""
+
+
+def test_the_default_of_the_request_makes_all_outputs_binary():
+    document, blobs = respond(parameters={"binary_data_output": True})
+    assert [output["parameters"]["binary_data_size"] for output in document["outputs"]] == [8, 2, 13]
+    assert blobs == OUTPUTS["a"].tobytes() + OUTPUTS["h"].tobytes() + b"\3\0\0\0yes\2\0\0\0no"
+
+
+def test_an_output_is_sent_as_it_was_asked_for_and_nothing_else():
+    wanted = [{"name": "t"}, {"name": "a", "parameters": {"binary_data": True}}]
+    document, blobs = respond(outputs=wanted)
+    text, numbers = document["outputs"]
+    assert (document["model_name"], document["model_version"], document["id"]) == ("m", "1", "r")
+    assert text == {"name": "t", "datatype": "BYTES", "shape": [2], "data": ["yes", "no"]}
+    assert numbers["parameters"] == {"binary_data_size": 8}
+    assert blobs == OUTPUTS["a"].tobytes()
+
+
+def test_a_number_that_json_lacks_becomes_null():
+    document, _ = respond(outputs=[{"name": "a"}])
+    assert document["outputs"][0]["data"] == [1.5, None]
+
+
+@pytest.mark.parametrize(
+    ("outputs", "says"),
+    [
+        pytest.param([{"name": "nope"}], "not one of the model's: a, h, t", id="unknown"),
+        pytest.param([{"name": "h"}], "no JSON form", id="FP16 as JSON"),
+        pytest.param([], "no JSON form", id="FP16 by default"),
+    ],
+)
+def test_an_output_that_cannot_be_given_is_refused_before_the_model_runs(outputs: list, says: str):
+    form = decode_json([{**X, "data": [1, 2]}], outputs=outputs).form
+    with pytest.raises(InputError) as caught:
+        form.of(SPECS)
+    assert says in caught.value.message
