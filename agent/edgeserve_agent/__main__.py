@@ -1,0 +1,35 @@
+"""`python -m edgeserve_agent --config agent.toml`: the control part of the agent, started without the command line."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgeserve.contracts.errors import EdgeServeError
+from edgeserve_agent.config import DEFAULT_FILE, load
+from edgeserve_agent.daemon import Daemon
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the agent until SIGTERM; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m edgeserve_agent", description=__doc__)
+    parser.add_argument("--config", type=Path, default=DEFAULT_FILE, metavar="agent.toml")
+    parser.add_argument("--state-dir", default="", help="instead of the one in the configuration")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s agent %(levelname)s %(message)s", stream=sys.stderr)
+    try:
+        flags = {"state_dir": options.state_dir} if options.state_dir else {}
+        return Daemon(load(options.config, os.environ, flags)).run()
+    except EdgeServeError as error:
+        sys.stderr.write(f"error: {error.message}\n")
+        if error.hint:
+            sys.stderr.write(f"hint: {error.hint}\n")
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

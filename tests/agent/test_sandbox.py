@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from edgeserve.release.unpack import unpack_variant
+from edgeserve_agent.download import StoppedError
+from edgeserve_agent.sandbox import TrialError, run_trial
+from edgeserve_agent.supervisor import is_alive
+
+
+@pytest.fixture
+def unpacked(tmp_path):
+    def make(release):
+        unpack_variant(release.blobs, release.variants[0], tmp_path / "variant")
+        return tmp_path / "variant", release.blobs.path(release.evidence["golden.npz"].digest)
+
+    return make
+
+
+def attempt(folder: Path, golden: Path, **changes):
+    fields = {"simulate": False, "threads": 1, "stop": threading.Event(), **changes}
+    return run_trial(folder, golden, **fields)
+
+
+def program(text: str) -> tuple[str, ...]:
+    """A candidate that does something to its process, in the place of the trial."""
+    return (sys.executable, "-c", text)
+
+
+def test_a_sound_variant_reproduces_its_golden_set(unpacked, releases):
+    answer = attempt(*unpacked(releases.make("1")), simulate=True)
+    assert (answer.passed, answer.rows, answer.agreement) == (True, 2, 1.0)
+    assert answer.executing_device == "null (simulated)"
+
+
+def test_a_variant_that_computes_something_else_does_not_pass(unpacked, releases):
+    with pytest.raises(TrialError, match="golden set is not reproduced"):
+        attempt(*unpacked(releases.make("1", good=False)))
+
+
+def test_a_variant_that_cannot_be_loaded_does_not_pass(unpacked, releases):
+    folder, golden = unpacked(releases.make("1"))
+    (folder / "model.null.json").unlink()
+    with pytest.raises(TrialError, match="cannot read"):
+        attempt(folder, golden)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "SIGSEGV"),
+        ("import os; os._exit(3)", "exit code 3"),
+        ("print('hello')", "no answer"),
+        (r"import os; os.write(1, b'{\"passed\": true, \"reason\": \"\xff\"}')", "no answer"),
+        ("import os; os.write(1, b'[' * 60000)", "no answer"),
+        ("raise MemoryError('all of it')", "MemoryError: all of it"),
+        ("import sys; sys.stderr.write('x' * 1000000); sys.exit(1)", "exit code 1"),
+    ],
+    ids=[
+        "crash",
+        "exit",
+        "prints something else",
+        "prints invalid UTF-8",
+        "prints deep nesting",
+        "raises",
+        "much on stderr",
+    ],
+)
+def test_a_candidate_that_takes_its_process_down_does_not_pass(tmp_path, text, words):
+    with pytest.raises(TrialError, match=words):
+        attempt(tmp_path, tmp_path, command=program(text))
+
+
+def test_a_candidate_that_does_not_end_is_ended(tmp_path):
+    pid = tmp_path / "pid"
+    endless = f"import os; open({str(pid)!r}, 'w').write(str(os.getpid()))\nwhile True: pass"
+    with pytest.raises(TrialError, match="longer than"):
+        attempt(tmp_path, tmp_path, command=program(endless), timeout_s=0.5)
+    if pid.exists():
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pid.read_text()), 0)
+
+
+def test_of_endless_output_only_the_end_is_kept(tmp_path):
+    talking = "import os\nfor _ in range(300): os.write(2, b'x' * 99999 + b'\\n')\nos.write(2, b'the end')"
+    tracemalloc.start()
+    try:
+        with pytest.raises(TrialError, match="the end"):
+            attempt(tmp_path, tmp_path, command=program(talking))
+        assert tracemalloc.get_traced_memory()[1] < 3_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_nothing_that_a_candidate_started_outlives_its_trial(tmp_path, eventually):
+    pid = tmp_path / "pid"
+    text = f"import subprocess; open({str(pid)!r}, 'w').write(str(subprocess.Popen(['sleep', '600']).pid))"
+    with pytest.raises(TrialError, match="no answer"):
+        attempt(tmp_path, tmp_path, command=program(text))
+    eventually(lambda: not is_alive(int(pid.read_text())))
+
+
+def test_a_trial_that_is_not_wanted_any_more_is_ended(tmp_path):
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(StoppedError):
+        attempt(tmp_path, tmp_path, command=program("while True: pass"), stop=stop)
