@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Sequence
 
 import msgspec
 import typer
 
-_PIPE_WIDTH = 200
+_MAX_WIDTH = 300
 
 
 def print_json(document: object) -> None:
@@ -29,8 +28,11 @@ def print_table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, tit
         table.add_column(header, justify="right" if numeric else "left", no_wrap=True)
     for row in cells:
         table.add_row(*row)
-    width = None if sys.stdout.isatty() else _PIPE_WIDTH
-    Console(width=width, highlight=False, markup=False, emoji=False).print(table)
+    # Never cropped: a terminal that is narrower wraps the line, and a pipe gets every character.
+    console = Console(width=_MAX_WIDTH, highlight=False, markup=False, emoji=False, no_color=True)
+    with console.capture() as captured:
+        console.print(table)
+    typer.echo("\n".join(line.rstrip() for line in captured.get().splitlines()).strip("\n"))
 
 
 def _text(value: object) -> str:

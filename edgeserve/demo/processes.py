@@ -72,7 +72,10 @@ class Children:
         """Start `python -m ARGUMENTS` and return at once."""
         self._folder.mkdir(parents=True, exist_ok=True)
         log = self._folder / f"{name}.log"
-        child = Child(name, [sys.executable, "-m", *arguments], log, environment or {})
+        return self.adopt(Child(name, [sys.executable, "-m", *arguments], log, environment or {}))
+
+    def adopt(self, child: Child) -> Child:
+        """Take care of a child that was started elsewhere."""
         self._children.append(child)
         return child
 

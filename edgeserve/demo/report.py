@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import typer
 
 from edgeserve.cli.output import print_table
-from edgeserve.demo.traffic import Accuracy, Traffic
+from edgeserve.demo.traffic import MODEL, Accuracy, Traffic
 
 GOOD, BAD = "v2", "v3"
-BUDGET_S: Final = 90.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +25,6 @@ class Rollout:
     began: float
     ended: float
     touched: tuple[str, ...]
-    exit_code: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +83,12 @@ class Outcome:
 
 def active(device: Mapping[str, Any]) -> str:
     """Release digest that a device reports as active for the demo's model."""
-    reported = device.get("reported") or {}
-    return next((str(model["active"]) for model in reported.get("models", ()) if model["model"] == "digits"), "")
+    return str(digits(device).get("active", ""))
+
+
+def digits(device: Mapping[str, Any]) -> dict[str, Any]:
+    """What a device reports of the demo's model; empty when it reports none."""
+    return next((model for model in device["models"] if model["model"] == MODEL), {})
 
 
 def show(outcome: Outcome) -> None:
@@ -96,8 +98,7 @@ def show(outcome: Outcome) -> None:
     for device in outcome.devices:
         name = device["device"].partition(".")[2]
         tally = outcome.traffic.tallies[name]
-        reported = device.get("reported") or {}
-        model = next((model for model in reported.get("models", ()) if model["model"] == "digits"), {})
+        model = digits(device)
         rows.append(
             [
                 name,

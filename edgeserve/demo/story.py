@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -26,6 +27,7 @@ TARGETS: Final = ("x86-cpu", "arm-cpu", "intel-npu")
 PROBATION_S: Final = 2.0
 OBSERVE_S: Final = 1.0
 REQUESTS_PER_SECOND: Final = 60.0
+ROLLOUT_PATIENCE_S: Final = 90.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,15 +64,17 @@ class Story:
     def tell(self) -> report.Outcome:
         """Run the whole story and return what happened."""
         self._chapter("1  Compile a real model for three targets, with real calibration data")
-        compiling = {version: self._start_compile(version) for version in ("v1",)}
+        compiling = {"v1": self._start_compile("v1")}
         manager = self._start_manager()
-        typer.echo(self._finish_compile("v1", compiling["v1"]))
-        compiling |= {version: self._start_compile(version) for version in ("v2", "v3")}
-
-        self._chapter("2  Start a manager with its broker and registry, and six agents on unlike devices")
         self._await_manager(manager)
         fleet = FleetClient.from_environment(self._environment)
         self._start_agents()
+        typer.echo(self._finish_compile("v1", compiling["v1"]))
+        compiling |= {version: self._start_compile(version) for version in ("v2", "v3")}
+
+        self._chapter("2  Publish it to a manager with its own broker and registry")
+        typer.echo(f"fleet manager on {self.manager_url}; {len(FLEET)} agents on unlike devices have enrolled:")
+        typer.echo(self._cli("fleet", "devices"))
         typer.echo(self._cli("fleet", "publish", str(self._release("v1"))))
 
         self._chapter("3  Roll out v1 to all")
@@ -84,6 +88,7 @@ class Story:
                 self._cli("fleet", "publish", str(self._release(version)))
             self._chapter("4  Roll out v2, which is better, in waves of 1, 3 and 6 with a gate between them")
             self._roll_out("v2", waves="1,3,6", fleet=fleet)
+            self._settle(traffic)
             self._chapter("5  Roll out v3, whose answers are wrong: the gate must take it back")
             self._roll_out("v3", waves="1,3,6", fleet=fleet)
             self._settle(traffic)
@@ -114,7 +119,7 @@ class Story:
     def _finish_compile(self, version: str, child: Child) -> str:
         if child.wait() != 0:
             raise DeviceError(f"compiling {version} failed:\n{child.tail(20)}")
-        return child.log.read_text().strip()
+        return child.log.read_text().strip("\n")
 
     def _start_manager(self) -> Child:
         arguments = ["edgeserve", "fleet", "serve", "--state-dir", str(self._manager_dir), "--listen", "127.0.0.1:0"]
@@ -146,23 +151,21 @@ class Story:
             "fleet", "rollout", "create", f"digits:{version}", "--waves", waves, "--probation", str(PROBATION_S),
             "--observe", str(OBSERVE_S), "--deadline", "60", "--start", "--json",
         )  # fmt: skip
-        rollout_id = msgspec.json.decode(created)["id"]
-        watched = subprocess.run(
-            [sys.executable, "-m", "edgeserve", "fleet", "rollout", "watch", rollout_id],
-            env={**os.environ, **self._environment}, check=False, timeout=120,
-        )  # fmt: skip
+        rollout_id = msgspec.json.decode(created)["rollout"]
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._run("fleet", "rollout", "watch", rollout_id, timeout_s=ROLLOUT_PATIENCE_S)
         ended = time.monotonic()
         view = fleet.rollout(rollout_id)
         self._rollouts.append(
             report.Rollout(
                 version=version, release=view["release"], state=view["state"], began=began, ended=ended,
-                touched=tuple(sorted(touched(view))), exit_code=watched.returncode,
+                touched=tuple(sorted(touched(view))),
             )
         )  # fmt: skip
 
     def _settle(self, traffic: Traffic) -> None:
         """Let the fleet answer a little longer, so that the last figures rest on enough answers."""
-        enough = traffic.sent + 20 * len(FLEET)
+        enough = traffic.sent + 100 * len(FLEET)
         wait_until("further answers", lambda: traffic.sent >= enough, timeout_s=20.0)
 
     def _outcome(self, fleet: FleetClient, traffic: Traffic) -> report.Outcome:
@@ -176,13 +179,23 @@ class Story:
     # plumbing -------------------------------------------------------------------------------------
 
     def _cli(self, *arguments: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "edgeserve", *arguments],
-            env={**os.environ, **self._environment}, capture_output=True, text=True, check=False, timeout=120,
-        )  # fmt: skip
+        """Run a command quietly and return what it printed."""
+        done = self._run(*arguments, capture=True)
         if done.returncode != 0:
             raise DeviceError(f"`edgeserve {' '.join(arguments[:3])}` failed: {done.stderr.strip()}")
-        return done.stdout.strip()
+        return done.stdout.strip("\n")
+
+    def _run(
+        self, *arguments: str, capture: bool = False, timeout_s: float = 120.0
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "edgeserve", *arguments],
+            env={**os.environ, **self._environment},
+            capture_output=capture,
+            text=True,
+            check=False,
+            timeout=timeout_s,
+        )
 
     def _address(self, name: str) -> str:
         path = self._device_dir(name) / "state" / "addresses.json"
@@ -208,7 +221,7 @@ class Story:
 
 def touched(view: dict[str, Any]) -> list[str]:
     """Names of the devices that a rollout offered its release to."""
-    return [row["device"] for row in view["devices"] if row["state"] != "planned"]
+    return [row["device"] for row in view["devices"] if row["offered_at"]]
 
 
 def read_or_none(path: Path) -> bytes | None:
@@ -226,6 +239,7 @@ def run(folder: Path, *, keep: bool) -> int:
         DeviceError: A part could not be started.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also when a shell started us in the background
     with Children(folder / "logs") as children:
         story = Story(folder, children)
         try:
