@@ -1,6 +1,6 @@
 """Write the parts of docs/ that the code knows best, or check that they are as the code says.
 
-    python scripts/generate_docs.py [--check]
+python scripts/generate_docs.py [--check]
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def paths(group: object, above: list[str]) -> list[list[str]]:
 
 def section(words: list[str]) -> str:
     app = build(next((word for word in words if not word.startswith("-")), None))
-    result = typer.testing.CliRunner().invoke(app, words, prog_name="edgeserve", env={"COLUMNS": "100"}, terminal_width=100)
+    result = typer.testing.CliRunner().invoke(
+        app, words, prog_name="edgeserve", env={"COLUMNS": "100"}, terminal_width=100
+    )
     title = "edgeserve " + " ".join(words[:-1])
     text = "\n".join(line.rstrip() for line in result.output.strip().splitlines())
     return f"## `{title.strip()}`\n\n```\n{text}\n```\n"

@@ -33,7 +33,7 @@ by_unpacking() {
   say "unpacking mosquitto into $cache (apt-get download, no root)"
   rm -rf "$cache" && mkdir -p "$cache/deb"
   packages=$(apt-cache depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces \
-    --no-enhances mosquitto | grep -E '^[a-z0-9]' | sort -u)
+    --no-enhances mosquitto | grep -E '^(mosquitto|lib[a-z0-9.+-]+)$' | grep -v debconf | sort -u)
   for package in $packages; do
     if [ "$package" = mosquitto ] || ! dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'install ok'; then
       (cd "$cache/deb" && apt-get download -qq "$package" >/dev/null 2>&1) || true
