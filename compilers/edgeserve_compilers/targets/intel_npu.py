@@ -61,7 +61,7 @@ class IntelNpu:
 def _quantize(model: Any, job: Job, ranges: Any) -> Any:  # noqa: ANN401 - openvino.Model, which is not typed
     if job.calibration is None:
         raise ValueError("a quantized candidate needs calibration rows")
-    nncf.set_log_level(logging.ERROR)
+    logging.getLogger("nncf").setLevel(logging.ERROR)  # not nncf.set_log_level: it mutes others' handlers, too
     rows = len(next(iter(job.calibration.values())))
     with silenced():
         return nncf.quantize(
