@@ -27,6 +27,7 @@ from edgeserve.runtimes.base import RuntimeOptions
 from edgeserve.runtimes.onnx import OnnxRuntime
 
 MODEL = Path(demo).parent / "assets" / "digits-v1.onnx"
+RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results" / "serving.md"
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
@@ -50,11 +51,26 @@ def main() -> None:
         finally:
             server.terminate()
             server.wait()
-    print(f"{MODEL.name}, {options.rounds} rounds of {options.requests} requests, medians of rounds, microseconds")
-    print(f"{'':16}{'p50':>10}{'cpu':>10}")
-    for name, found in rows.items():
-        p50, cpu = (statistics.median(column) for column in zip(*found, strict=True))
-        print(f"{name:16}{p50:10.1f}{cpu:10.1f}")
+    text = table(rows, f"{MODEL.name}, {options.rounds} rounds of {options.requests} requests, medians of rounds")
+    print(text)
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(f"# What the model server costs over the bare runtime\n\nWritten by `make bench`.\n\n{text}\n")
+
+
+def table(rows: dict[str, list[tuple[float, float]]], title: str) -> str:
+    """Markdown; ratios are to the bare runtime of the same run."""
+    lines = [f"{title}; {cpu_name()}, {os.cpu_count()} cores; microseconds a request.", ""]
+    lines += ["| | p50 | CPU | CPU over the runtime | ratio |", "|---|--:|--:|--:|--:|"]
+    medians = {name: [statistics.median(column) for column in zip(*found, strict=True)] for name, found in rows.items()}
+    base = medians["runtime"][1]
+    for name, (p50, cpu) in medians.items():
+        lines.append(f"| {name} | {p50:.1f} | {cpu:.1f} | {cpu - base:+.1f} | {cpu / base:.2f} |")
+    return "\n".join(lines)
+
+
+def cpu_name() -> str:
+    found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return found[1] if found else "unknown CPU"
 
 
 def wait_for_port(out, server: subprocess.Popen) -> int:
