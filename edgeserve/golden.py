@@ -7,18 +7,24 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from edgeserve import npz
 from edgeserve.contracts.errors import DeviceError, InputError
 from edgeserve.contracts.limits import MAX_GOLDEN_BYTES
-from edgeserve.contracts.task import Task
+from edgeserve.contracts.task import Kind, Task
 from edgeserve.contracts.variant import Tolerance
 from edgeserve.runtimes.base import LoadedModel, Tensors
-from edgeserve.runtimes.rows import run_rows
-from edgeserve.task import correct, predictions
+from edgeserve.runtimes.rows import run_task
+from edgeserve.task.decode import decode, judging_score
+from edgeserve.task.score import agreement
+
+_Numbers = npt.NDArray[np.float64]
 
 _INPUT: Final = "in."
 _OUTPUT: Final = "out."
+_UNKNOWN: Final = Task(kind=Kind.TENSORS)
+"""Of a variant without a task nothing is known: its outputs are compared number by number, never as classes."""
 
 
 class GoldenMismatch(DeviceError):  # noqa: N818 - it names the finding
@@ -30,15 +36,19 @@ class GoldenResult:
     """How well a variant reproduced a golden set."""
 
     rows: int
+    """Answers that were compared: rows, or steps of a stateful model."""
     agreement: float
-    """Share of rows whose arg-max is that of the golden outputs."""
+    """Mean of how far each answer is the golden one, 0..1 (`edgeserve.task.score.agreement`)."""
     max_abs_difference: float
     """Over all elements of all outputs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Golden:
-    """Inputs and expected outputs by name; the first axis of every array counts the same rows, at least one."""
+    """Inputs and expected outputs by name, numbers all; outputs hold no NaN.
+
+    The first axis of every array counts the same rows, at least one; stateful models have `[sequence, step, ...]`.
+    """
 
     inputs: Tensors
     outputs: Tensors
@@ -50,9 +60,11 @@ class Golden:
         rows = {array.shape[:1] for array in arrays}
         if len(rows) != 1 or rows & {(), (0,)}:
             raise InputError("the arrays of a golden set must have the same number of rows, at least one")
-        for name, array in self.outputs.items():
+        for name, array in (*self.inputs.items(), *self.outputs.items()):
             if array.dtype.kind not in "biuf":
-                raise InputError(f"golden output {name[:80]!r} does not hold numbers")
+                raise InputError(f"golden array {name[:80]!r} does not hold numbers")
+        # Inputs may hold NaN, which is a missing value for trees.
+        for name, array in self.outputs.items():
             if np.isnan(array).any():
                 raise InputError(f"golden output {name[:80]!r} holds NaN, which nothing can reproduce")
 
@@ -89,18 +101,18 @@ def reproduce(model: LoadedModel, golden: Golden, tolerance: Tolerance, task: Ta
     """Run the golden inputs and hold the outputs against the golden ones.
 
     Args:
-        model: The loaded variant; a built-in batch of 1 is fed row by row.
+        model: The loaded variant; a built-in batch of 1 is fed row by row, a stateful one step by step.
         golden: What is expected.
         tolerance: Of this variant.
-        task: Says which output is scored; without it the first.
+        task: Says what outputs mean and how state is carried; None compares the numbers (`Kind.TENSORS`).
 
     Raises:
-        GoldenMismatch: An output is missing, has another shape, holds NaN, disagrees in arg-max on too many rows, or
-            lies outside the element-wise tolerance.
-        InputError: The golden inputs are not those of the model.
+        GoldenMismatch: An output is missing, has another shape, holds NaN, gives other answers than the tolerance
+            allows, or lies outside the element-wise tolerance.
+        InputError: The golden inputs are not those of the model, or the task does not fit its outputs.
         DeviceError: The runtime failed.
     """
-    outputs = run_rows(model, golden.inputs)
+    outputs = run_task(model, golden.inputs, task.state if task else {})
     for name, expected in golden.outputs.items():
         found = outputs.get(name)
         if found is None or found.shape != expected.shape:
@@ -110,7 +122,7 @@ def reproduce(model: LoadedModel, golden: Golden, tolerance: Tolerance, task: Ta
     result = compare(golden.outputs, outputs, task)
     if result.agreement < tolerance.agreement:
         raise _mismatch(
-            f"arg-max agrees on {result.agreement:.1%} of {result.rows} rows, {tolerance.agreement:.1%} are needed"
+            f"the answer agrees on {result.agreement:.1%} of {result.rows} rows, {tolerance.agreement:.1%} are needed"
         )
     if tolerance.element_wise:
         for name in golden.outputs:
@@ -123,24 +135,30 @@ def reproduce(model: LoadedModel, golden: Golden, tolerance: Tolerance, task: Ta
 
 
 def compare(expected: Tensors, found: Tensors, task: Task | None) -> GoldenResult:
-    """Measure how far `found` is from `expected`: same names and shapes, no NaN.
+    """Measure how far `found` is from `expected`, whose names it has in the same shapes, without NaN.
 
     Raises:
-        InputError: The scored output is not one of a classifier.
+        InputError: The task does not fit the outputs.
     """
-    scored = task or Task()
-    agree = correct(predictions(scored, found), predictions(scored, expected))
-    # An infinity that is met exactly differs by nothing, not by NaN.
-    apart = (
-        np.where(ours == theirs, 0.0, np.abs(ours - theirs))
-        for ours, theirs in ((_numbers(expected, name), _numbers(found, name)) for name in expected)
+    task = task or _UNKNOWN
+    # In the model's own order: a file has another, and a task may mean the first output.
+    names = [name for name in found if name in expected]
+    ours, theirs = (
+        decode(task, {name: outputs[name] for name in names}, least_score=judging_score(task))
+        for outputs in (found, expected)
     )
+    agree = agreement(task, ours, theirs)
     with np.errstate(invalid="ignore"):
-        furthest = max(float(difference.max()) for difference in apart)
+        furthest = max(_furthest(_numbers(expected, name), _numbers(found, name)) for name in expected)
     return GoldenResult(rows=len(agree), agreement=float(agree.mean()), max_abs_difference=furthest)
 
 
-def _numbers(outputs: Tensors, name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+def _furthest(ours: _Numbers, theirs: _Numbers) -> float:
+    # An infinity that is met exactly differs by nothing, not by NaN.
+    return float(np.where(ours == theirs, 0.0, np.abs(ours - theirs)).max(initial=0.0))
+
+
+def _numbers(outputs: Tensors, name: str) -> _Numbers:
     return outputs[name].astype(np.float64)
 
 

@@ -17,22 +17,27 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeserve.contracts.errors import InputError
-from edgeserve.contracts.limits import MAX_NPZ_ARRAYS, MAX_TENSOR_RANK
+from edgeserve.contracts.limits import MAX_NPZ_ARRAYS, MAX_NPZ_TEXT_BYTES, MAX_TENSOR_RANK
 
 Array = npt.NDArray[np.generic]
 
 _KINDS: Final = "biuf"
 """Kinds of numpy dtypes that are plain numbers."""
+_TEXT: Final = "US"
+"""Kinds of dtypes that are text of a fixed width."""
+_LAST_CODE_POINT: Final = 0x10FFFF
+_SURROGATES: Final = (0xD800, 0xDFFF)
 _METHODS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
-def load(source: bytes | Path, *, what: str, limit: int) -> dict[str, Array]:
+def load(source: bytes | Path, *, what: str, limit: int, text: bool = False) -> dict[str, Array]:
     """Read every array of an npz file.
 
     Args:
         source: The file, or its content.
         what: Name of the file for errors.
         limit: Most bytes allowed, of the file and of all arrays together.
+        text: Arrays of text of a fixed width (`U`, `S`) are allowed, too.
 
     Returns:
         Writable, C-contiguous arrays by name, in the order of the file.
@@ -45,7 +50,7 @@ def load(source: bytes | Path, *, what: str, limit: int) -> dict[str, Array]:
         if size > limit:
             raise InputError(f"{what} has {size} bytes, at most {limit} are allowed")
         with zipfile.ZipFile(io.BytesIO(source) if isinstance(source, bytes) else source) as archive:
-            return _arrays(archive, what, limit)
+            return _arrays(archive, what, limit, _KINDS + _TEXT if text else _KINDS)
     except OSError as error:
         raise InputError(f"cannot read {what}: {error.strerror or error}") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
@@ -68,7 +73,7 @@ def dump(arrays: Mapping[str, Array]) -> bytes:
     return content.getvalue()
 
 
-def _arrays(archive: zipfile.ZipFile, what: str, limit: int) -> dict[str, Array]:
+def _arrays(archive: zipfile.ZipFile, what: str, limit: int, kinds: str) -> dict[str, Array]:
     entries = archive.infolist()
     if len(entries) > MAX_NPZ_ARRAYS:
         raise InputError(f"{what} holds {len(entries)} arrays, at most {MAX_NPZ_ARRAYS} are allowed")
@@ -85,19 +90,21 @@ def _arrays(archive: zipfile.ZipFile, what: str, limit: int) -> dict[str, Array]
         if entry.compress_type not in _METHODS:
             raise InputError(f"{what} is packed with an unknown method", hint="write it with numpy.savez_compressed")
         with archive.open(entry) as member:
-            arrays[name] = _array(member, entry.file_size, f"array {name[:80]!r} of {what}")
+            arrays[name] = _array(member, entry.file_size, f"array {name[:80]!r} of {what}", kinds)
     return arrays
 
 
-def _array(member: IO[bytes], size: int, what: str) -> Array:
+def _array(member: IO[bytes], size: int, what: str, kinds: str) -> Array:
     start = io.BytesIO(
         member.read(min(size, 64 * 1024))
     )  # an npy header of version 1 or 2 that numpy accepts is smaller
     shape, fortran, dtype = _header(start, what)
     if dtype.hasobject:
         raise InputError(f"{what} holds Python objects (pickle), which are never loaded", hint="store numbers only")
-    if dtype.kind not in _KINDS:
+    if dtype.kind not in kinds:
         raise InputError(f"{what} has dtype {dtype}, which is not a plain number")
+    if dtype.kind in _TEXT and not 0 < dtype.itemsize <= MAX_NPZ_TEXT_BYTES:
+        raise InputError(f"{what} has text of {dtype.itemsize} bytes, 1 to {MAX_NPZ_TEXT_BYTES} are allowed")
     wanted = math.prod(shape) * dtype.itemsize
     if wanted > size - start.tell():
         raise InputError(f"{what} claims shape {list(shape)} of {dtype} but is truncated")
@@ -106,7 +113,17 @@ def _array(member: IO[bytes], size: int, what: str) -> Array:
     if len(buffer) != wanted or start.read(1) or member.read(1):
         raise InputError(f"{what} has another length than its shape {list(shape)} of {dtype} says")
     array: Array = np.frombuffer(buffer, dtype).reshape(shape, order="F" if fortran else "C")
-    return np.ascontiguousarray(array, dtype.newbyteorder("=")).reshape(shape)
+    array = np.ascontiguousarray(array, dtype.newbyteorder("=")).reshape(shape)
+    if dtype.kind == "U":
+        _check_text(array, what)
+    return array
+
+
+def _check_text(array: Array, what: str) -> None:
+    """Numpy takes any four bytes for a character, and fails where they become a string."""
+    points = array.reshape(-1).view(np.uint32)
+    if np.any((points > _LAST_CODE_POINT) | ((points >= _SURROGATES[0]) & (points <= _SURROGATES[1]))):
+        raise InputError(f"{what} holds text that is not Unicode")
 
 
 def _header(start: io.BytesIO, what: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

@@ -8,20 +8,37 @@ from typing import Any, Final
 from edgeserve.contracts.errors import DeviceError, NotFoundError
 
 RUNTIMES: Final = "edgeserve.runtimes"
+SOURCES: Final = "edgeserve.sources"
 TARGETS: Final = "edgeserve.targets"
 
 _EXTRA: Final = {
+    "ai_edge_litert": "litert",
+    "ai_edge_quantizer": "litert",
+    "flatbuffers": "litert",
     "httptools": "agent",
     "jinja2": "fleet",
+    "joblib": "sklearn",
+    "keras": "tensorflow",
+    "lightgbm": "lightgbm",
     "nncf": "openvino",
     "numpy": "onnx",
     "onnx": "compile",
+    "onnxmltools": "sklearn",
     "onnxruntime": "onnx",
+    "onnxscript": "torch",
     "openvino": "openvino",
     "paho": "agent",
+    "PIL": "media",
+    "skl2onnx": "sklearn",
+    "sklearn": "sklearn",
     "sqlalchemy": "fleet",
     "starlette": "fleet",
+    "tensorflow": "tensorflow",
+    "tf2onnx": "tensorflow",
+    "torch": "torch",
     "uvicorn": "fleet",
+    "xgboost": "xgboost",
+    "yaml": "compile",
 }
 
 
@@ -44,10 +61,16 @@ def find(group: str, name: str) -> Any:  # noqa: ANN401 - the caller knows the p
         raise missing(error, f"{group.rpartition('.')[2].rstrip('s')} {name}") from error
 
 
-def missing(error: ImportError, what: str) -> DeviceError:
-    """The error for a package that is not installed: says what needs it and the extra that brings it."""
+def missing(error: ImportError, what: str, *, extra: str = "") -> DeviceError:
+    """The error for a package that is not installed: says what needs it and the extra that brings it.
+
+    Args:
+        error: As it was raised.
+        what: Needs it.
+        extra: Brings it, when it is one that several do.
+    """
     module = (error.name or "").partition(".")[0]
-    extra = _EXTRA.get(module)
+    extra = extra or _EXTRA.get(module, "")
     hint = f"pip install 'edgeserve[{extra}]'" if extra else f"install the package that provides {module or error}"
     return DeviceError(f"{what} needs {module or error}, which cannot be imported: {error}", hint=hint)
 

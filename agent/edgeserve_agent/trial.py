@@ -1,4 +1,4 @@
-"""The child process that tries a candidate: load it, reproduce the golden set, print one JSON line.
+"""The child process that tries a candidate: load it, reproduce the golden set, time a row, print one JSON line.
 
 Whatever a candidate does to the process (crash, endless loop, all memory) it does to this one. `sandbox` starts it.
 """
@@ -11,16 +11,21 @@ import ctypes
 import os
 import resource
 import signal
+import statistics
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from edgeserve.contracts.errors import EdgeServeError
-from edgeserve.contracts.limits import TRIAL_TIMEOUT_S
+from edgeserve.contracts.limits import TRIAL_TIMED_CALLS, TRIAL_TIMED_S, TRIAL_TIMEOUT_S
 from edgeserve_agent.sandbox import TrialAnswer
+
+if TYPE_CHECKING:
+    from edgeserve.runtimes.base import LoadedModel, Tensor, Tensors
 
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -49,7 +54,7 @@ def main(arguments: list[str]) -> int:
 
 
 def attempt(folder: Path, golden: Path, *, simulate: bool, threads: int) -> TrialAnswer:
-    """Load the variant in `folder` and hold it against the golden set.
+    """Load the variant in `folder`, hold it against the golden set and measure the latency of one row.
 
     Raises:
         EdgeServeError: It cannot be loaded here or computes something else.
@@ -61,17 +66,56 @@ def attempt(folder: Path, golden: Path, *, simulate: bool, threads: int) -> Tria
     contract, model = load_variant(folder, simulate=simulate, threads=threads)
     loaded = time.monotonic()
     try:
-        result = reproduce(model, Golden.load(golden), contract.tolerance, contract.task)
+        expected = Golden.load(golden)
+        result = reproduce(model, expected, contract.tolerance, contract.task)
+        ran = time.monotonic()
         return TrialAnswer(
             passed=True,
             executing_device=model.executing_device,
             rows=result.rows,
             agreement=result.agreement,
             load_s=round(loaded - began, 3),
-            run_s=round(time.monotonic() - loaded, 3),
+            run_s=round(ran - loaded, 3),
+            latency_ms=latency_ms(model, one_call(model, expected.inputs)),
         )
     finally:
         model.close()
+
+
+def one_call(model: LoadedModel, rows: Mapping[str, Tensor]) -> Tensors:
+    """Inputs of the smallest call that the model takes: the first row of `rows`, or as many as its batch has.
+
+    Args:
+        model: Decides on the shapes.
+        rows: By input, [rows, ...], or [sequences, steps, ...] of a stateful model, of which the first step is taken.
+
+    Returns:
+        One array for each input; zeros where `rows` has none that fits, such as for state.
+    """
+    from edgeserve_agent.serving.opened import zeros
+
+    inputs = zeros(model.signature)
+    for spec in model.signature.inputs:
+        if spec.name not in rows or not spec.shape:
+            continue
+        batch = max(1, spec.shape[0])
+        given = rows[spec.name]
+        of_row = given[:batch] if given.ndim == len(spec.shape) else given[0, :batch]
+        if spec.accepts(of_row.shape):
+            inputs[spec.name] = of_row.astype(inputs[spec.name].dtype, order="C", copy=False)
+    return inputs
+
+
+def latency_ms(model: LoadedModel, inputs: Tensors) -> float:
+    """Median duration of warm calls with the same inputs, milliseconds."""
+    model.run(inputs)
+    timed: list[float] = []
+    began = time.perf_counter()
+    while len(timed) < TRIAL_TIMED_CALLS and (not timed or time.perf_counter() - began < TRIAL_TIMED_S):
+        start = time.perf_counter()
+        model.run(inputs)
+        timed.append((time.perf_counter() - start) * 1e3)
+    return statistics.median(timed)
 
 
 def confine() -> None:

@@ -81,12 +81,78 @@ MAX_MODEL_FILE_BYTES: Final = 2 * GIB
 """An ONNX file without external data cannot be larger: protobuf's own limit."""
 MAX_GRAPH_NODES: Final = 200_000
 """Nodes of a graph: the largest published ONNX models have about 50 000."""
+MAX_MODEL_FOLDER_FILES: Final = 10_000
+"""Files of a model that is a folder (SavedModel): its variables have a few, its assets a few more."""
 MAX_DATASET_BYTES: Final = 4 * GIB
 """Calibration or validation file, decompressed: it is held in memory."""
 MAX_NPZ_ARRAYS: Final = 1024
 """Arrays in one npz file: no model of the profiles has more inputs and outputs."""
+MAX_NPZ_TEXT_BYTES: Final = 4 * KIB
+"""One text in an npz file: a path of 1000 characters, four bytes each."""
+MAX_ANNOTATION_BYTES: Final = 512 * MIB
+"""labels.csv, COCO JSON or list of pictures: the annotations of COCO's 118 000 training pictures have 448 MB."""
 GOLDEN_ROWS: Final = 32
 """Rows of the golden set: a device runs them in under a second; fewer when they would pass MAX_GOLDEN_BYTES."""
+
+MAX_CLASSES: Final = 20_000
+"""Labels of a task: their names fit MAX_CONFIG_BYTES; ImageNet-21k has about as many."""
+MAX_IMAGE_SIDE: Final = 8192
+"""Side of an image that a model takes."""
+MAX_IMAGE_PIXELS: Final = 100_000_000
+"""Pixels of a picture that is decoded: a 100-megapixel camera; a decompression bomb claims more."""
+MAX_MEDIA_BYTES: Final = 64 * MIB
+"""One image or WAV file."""
+MAX_DATASET_FILES: Final = 100_000
+"""Files of one folder of data."""
+MAX_TASK_BYTES: Final = 1 * MIB
+"""`model.toml`: MAX_CLASSES labels of 40 bytes fit."""
+DETECTION_CANDIDATES: Final = 1000
+"""Boxes of one picture that non-maximum suppression looks at, the best first: bounds its time; a detector with some
+thousand cells has a few hundred above a score of 0.01."""
+DETECTION_ROWS: Final = 8
+"""Pictures whose boxes are decoded at once: 8 x 8400 boxes x 80 classes are 22 MB."""
+SEARCH_TRIALS: Final = 40
+"""Quantized candidates of one variant that are judged on all rows: bounds the time of a compilation."""
+CALIBRATION_STEPS: Final = 512
+"""Steps of stateful models that ranges are taken from, evenly spread over the sequences."""
+RANKING_ROWS: Final = 64
+"""Calibration rows on which noise is measured, for every candidate and for every layer alone."""
+RANKING_ELEMENTS: Final = 8 * MIB
+"""Elements of inputs and outputs of those rows together: a detector of 0.8 million a row is ranked on ten rows."""
+BOOTSTRAP_RESAMPLES: Final = 2000
+"""Resamples of a mean difference: from seed to seed an end of the 95 % interval moves by a fortieth of its width."""
+BOOTSTRAP_METRIC_RESAMPLES: Final = 200
+"""Resamples of a metric that is computed anew for each: mAP of 500 pictures takes a second a trial."""
+BOOTSTRAP_BLOCK: Final = 1 << 21
+"""Row numbers drawn at once: 16 MiB of them."""
+COMPILE_CACHE_BYTES: Final = 2 * GIB
+"""Releases that `compile` keeps so that the same call answers at once: twenty of a 25 MB model for four targets."""
+COMPILE_CACHE_LEFTOVER_S: Final = 3600.0
+"""Unfinished entries of the cache older than this were left by a process that was killed."""
+MAX_SKETCH_BYTES: Final = 64 * KIB
+"""Baseline sketch: a device keeps it in memory for each model."""
+SKETCH_BINS: Final = 20
+"""Bins of a sketch's histogram, equally full but for the outer two: 10 to 20 are usual for the stability index."""
+SKETCH_FIELDS: Final = 64
+"""Tensors and decoded fields of a sketch: with names of usual length they fit MAX_SKETCH_BYTES."""
+SKETCH_CLASSES: Final = 256
+"""Classes that a sketch counts one by one, the most frequent first; the rest is counted together."""
+SKETCH_VALUES: Final = 1 << 20
+"""Elements of one tensor that a sketch looks at: more do not change three digits of a quantile."""
+REPORT_PICTURE_SIDE: Final = 160
+"""Side in pixels of an example's picture in the report page."""
+REPORT_PICTURE_BYTES: Final = 4 * MIB
+"""Pictures of one report page together; further examples have none."""
+CALIBRATION_BATCH_BYTES: Final = 64 * MIB
+"""Activations held at once while ranges are measured: rows run in batches that stay below it, one row at least."""
+EXTERNAL_DATA_BYTES: Final = 16 * MIB
+"""ONNX products above it keep their weights in a file beside the graph, which is mapped and not copied on loading."""
+EXTERNAL_TENSOR_BYTES: Final = 1 * KIB
+"""Smaller tensors stay in the graph."""
+CONVERTER_S: Final = 900.0
+"""One conversion in another environment: the largest models of the device profiles take about a minute."""
+CONVERTER_INSTALL_S: Final = 1800.0
+"""Each step of making such an environment: 600 MB over a slow line."""
 
 # Agent ---------------------------------------------------------------------------------------------
 MAX_RECORD_WRITES: Final = 64
@@ -97,6 +163,12 @@ MIN_FREE_BYTES: Final = 16 * MIB
 """Disk that a download must leave free, so that the journal can always be written."""
 TRIAL_TIMEOUT_S: Final = 300.0
 """Loading a candidate and reproducing its golden set in the child process."""
+MAX_ALTERNATIVES: Final = 3
+"""Variants of one release that a device fetches and tries to find the fastest: int8 by two runtimes, and float."""
+TRIAL_TIMED_CALLS: Final = 50
+"""Warm calls with one row whose median is a variant's latency on the device."""
+TRIAL_TIMED_S: Final = 2.0
+"""Slow variants are timed by fewer calls, at least one."""
 DOWNLOAD_CHUNK_BYTES: Final = 256 * KIB
 """Bytes between two writes of a download; the resume point is exact to the last synced one."""
 DOWNLOAD_ATTEMPTS: Final = 8

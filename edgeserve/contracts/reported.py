@@ -83,6 +83,8 @@ class ModelReport(msgspec.Struct, frozen=True, kw_only=True):
     """Release digest that is kept on disk to return to."""
     executing_device: str = ""
     """What runs it, in the runtime's words, with ` (simulated)` behind it where the hardware is simulated."""
+    latency_ms: float = 0.0
+    """Median of one row in the trial that picked the active variant on this device; 0 = not measured."""
     state: DeploymentState = DeploymentState.IDLE
     release: str = ""
     """Release digest of the latest deployment."""

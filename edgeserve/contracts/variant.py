@@ -38,7 +38,7 @@ class Selector(msgspec.Struct, frozen=True, kw_only=True):
     accelerator_vendor: str = ""
     """`intel`, `nvidia` or empty for any."""
     cpu_features: tuple[str, ...] = ()
-    """Flags that must all be there, in the kernel's words: `avx512_vnni`, `asimddp`."""
+    """Flags that must all be there, in the kernel's words: `asimddp`; `avx512_vnni|avx_vnni` = one of them."""
     min_memory_bytes: int = 0
 
 
@@ -46,8 +46,8 @@ class Tolerance(msgspec.Struct, frozen=True, kw_only=True):
     """When a device has reproduced the golden set.
 
     Outputs must be close (`abs(a - b) <= atol + rtol * abs(b)`, all elements) when both are positive, and the
-    share of rows whose arg-max agrees must be at least `agreement`. What cannot be run on the compiling host is
-    held to `agreement` only.
+    mean agreement of the answers, as the task decodes and compares them (`edgeserve.task.agreement`), must be at least
+    `agreement`. What cannot be run on the compiling host is held to `agreement` only.
     """
 
     rtol: float = 0.0
@@ -66,11 +66,29 @@ class Tolerance(msgspec.Struct, frozen=True, kw_only=True):
         return self.rtol > 0 or self.atol > 0
 
 
+class Finalize(msgspec.Struct, frozen=True, kw_only=True):
+    """What a device does with a variant after it has verified it and before the first request: build an engine.
+
+    The result is cached under a key of everything in `cache_key`, and built again when any of it has changed.
+    """
+
+    action: str
+    """`tensorrt-engine` or `openvino-blob`."""
+    steps: tuple[str, ...]
+    """In words and commands, for the device's log and for people."""
+    options: dict[str, str] = {}
+    """Settings of the builder, by its own names."""
+    cache_key: tuple[str, ...]
+    """Names of what the result depends on: `model`, `tensorrt`, `cuda`, `driver`, `soc`, `openvino`."""
+    seconds: float = 0.0
+    """How long it was seen to take; 0 = not known."""
+
+
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
     """What the compiler measured, on the host named, with the variant's own runtime."""
 
     metric: str
-    """Name of the metric: `top1`, or `agreement` with the float model when there were no labels."""
+    """Name of the metric, as in `edgeserve.contracts.task.Metric`, or `module:function`."""
     rows: int
     float_value: float
     value: float
@@ -108,6 +126,7 @@ class VariantContract(msgspec.Struct, frozen=True, kw_only=True):
     task: Task | None = None
     selector: Selector
     tolerance: Tolerance
+    finalize: Finalize | None = None
     measured: Measured | None = None
     memory_bytes: int = 0
     """Anonymous memory that loading and one call added on the compiling host; 0 = not measured."""

@@ -8,11 +8,12 @@ import pytest
 from edgeserve import npz
 from edgeserve.contracts.errors import DeviceError, InputError
 from edgeserve.contracts.limits import MAX_GOLDEN_BYTES
-from edgeserve.contracts.task import Task
+from edgeserve.contracts.task import Boxes, Kind, Task
 from edgeserve.contracts.tensors import Datatype, Signature, TensorSpec
 from edgeserve.contracts.variant import Tolerance
-from edgeserve.golden import Golden, GoldenMismatch, reproduce
+from edgeserve.golden import Golden, GoldenMismatch, compare, reproduce
 from edgeserve.runtimes.base import Tensor, Tensors
+from edgeserve.runtimes.rows import run_sequences
 
 ROWS, CLASSES = 32, 10
 RANDOM = np.random.default_rng(7)
@@ -72,14 +73,23 @@ def test_noise_beyond_the_tolerance_fails_with_numbers_though_every_arg_max_is_r
 
 
 @pytest.mark.parametrize(("wrong", "passes"), [(3, True), (4, False)])
-def test_the_share_of_rows_that_may_disagree_is_exact(wrong: int, passes: bool) -> None:
+@pytest.mark.parametrize("task", [Task(), None], ids=["classes", "no task"])
+def test_the_share_of_rows_that_may_disagree_is_exact(wrong: int, passes: bool, task: Task | None) -> None:
     answers = LOGITS.copy()
-    answers[:wrong] = np.roll(answers[:wrong], 1, axis=1)
+    answers[:wrong] = -answers[:wrong]
     if passes:
-        assert reproduce(Table(answers), GOLDEN, FOREIGN, None).agreement == (ROWS - wrong) / ROWS
+        assert reproduce(Table(answers), GOLDEN, FOREIGN, task).agreement == (ROWS - wrong) / ROWS
     else:
         with pytest.raises(GoldenMismatch, match=r"87\.5%.*90\.0%"):
-            reproduce(Table(answers), GOLDEN, FOREIGN, None)
+            reproduce(Table(answers), GOLDEN, FOREIGN, task)
+
+
+def test_without_a_task_outputs_are_compared_number_by_number_and_never_as_classes() -> None:
+    assert reproduce(Table(noisy(0.15)), GOLDEN, FOREIGN, None).agreement > 0.99
+    with pytest.raises(GoldenMismatch, match="agrees on"):
+        reproduce(Table(LOGITS + 20), GOLDEN, FOREIGN, None)
+    one_number = Golden(inputs=GOLDEN.inputs, outputs={"logits": LOGITS[:, :1]})
+    assert reproduce(Table(LOGITS[:, :1]), one_number, FOREIGN, None).agreement == 1
 
 
 def test_one_nan_fails_whatever_the_tolerance() -> None:
@@ -108,6 +118,114 @@ def test_a_mismatch_is_an_error_of_the_device() -> None:
     assert issubclass(GoldenMismatch, DeviceError)
 
 
+DETECTOR = Task(kind=Kind.DETECTION, boxes=Boxes(layout="channels-first"))
+PLACES = np.stack([np.arange(6) * 40 + 20, np.full(6, 50), np.full(6, 30), np.full(6, 60)])
+SCORES = RANDOM.permuted(np.tile(np.array([0.27, 0, 0, 0.05])[:, None], (ROWS, 1, 6)), axis=1)
+HEADS = np.concatenate([np.tile(PLACES, (ROWS, 1, 1)), SCORES], axis=1).astype(np.float32)
+BOXED = Golden(inputs=GOLDEN.inputs, outputs={"head": HEADS})
+
+
+def detector(answers: np.ndarray) -> Table:
+    return Table(answers.astype(np.float32), name="head")
+
+
+def jittered() -> np.ndarray:
+    """Boxes moved by up to 3 pixels of 30, scores up to 0.04: some fall below the 0.25 from which they are shown."""
+    random = np.random.default_rng(11)
+    found = HEADS.copy()
+    found[:, :4] += random.uniform(-3, 3, found[:, :4].shape)
+    found[:, 4:] += random.uniform(-0.04, 0.04, found[:, 4:].shape)
+    return found
+
+
+def test_a_detector_with_a_little_jitter_passes() -> None:
+    assert (jittered()[:, 4:].max(axis=1) < DETECTOR.boxes.score).any()
+    assert reproduce(detector(jittered()), BOXED, FOREIGN, DETECTOR).agreement == 1
+
+
+DETECTED = {
+    "permuted classes": np.concatenate([HEADS[:, :4], np.roll(HEADS[:, 4:], 1, axis=1)], axis=1),
+    "boxes elsewhere": HEADS + np.array([0, 40, 0, 0, 0, 0, 0, 0])[:, None],
+    "sides exchanged": HEADS[:, [1, 0, 3, 2, 4, 5, 6, 7]],
+    "nothing found": HEADS * np.array([1, 1, 1, 1, 0, 0, 0, 0])[:, None],
+    "pictures exchanged": np.roll(HEADS, 1, axis=0),
+}
+
+
+@pytest.mark.parametrize("answers", DETECTED.values(), ids=DETECTED)
+def test_a_detector_that_is_wrong_fails(answers: np.ndarray) -> None:
+    with pytest.raises(GoldenMismatch, match="agrees on"):
+        reproduce(detector(answers), BOXED, Tolerance(agreement=0.8), DETECTOR)
+
+
+class Decay:
+    """Carries a running mean from step to step, or forgets it."""
+
+    executing_device = "CPU"
+    signature = Signature(
+        inputs=tuple(TensorSpec(name=name, datatype=Datatype.FP32, shape=(-1, 2)) for name in ("x", "mean")),
+        outputs=tuple(TensorSpec(name=name, datatype=Datatype.FP32, shape=(-1, 2)) for name in ("mean_now", "y")),
+    )
+
+    def __init__(self, *, forgets: bool = False, noise: float = 0.0) -> None:
+        self._forgets, self._noise = forgets, noise
+
+    def run(self, inputs: Mapping[str, Tensor]) -> Tensors:
+        mean = np.float32(0.5) * (inputs["mean"] + inputs["x"])
+        return {"mean_now": mean * (not self._forgets), "y": mean + np.float32(self._noise)}
+
+    def close(self) -> None:
+        return
+
+
+STEPS = RANDOM.standard_normal((3, 20, 2)).astype(np.float32) + 2
+RECURRENT = Task(kind=Kind.REGRESSION, scale=1, state={"mean": "mean_now"})
+
+
+def test_a_stateful_model_is_held_to_every_step_of_its_sequences() -> None:
+    golden = Golden(inputs={"x": STEPS}, outputs=run_sequences(Decay(), {"x": STEPS}, RECURRENT.state))
+    golden = Golden.load(golden.dump())
+    assert list(golden.outputs) == ["y"]
+    result = reproduce(Decay(noise=0.01), golden, FOREIGN, RECURRENT)
+    assert (result.rows, golden.rows) == (60, 3)
+    assert result.agreement == pytest.approx(0.99, abs=1e-4)
+    with pytest.raises(GoldenMismatch, match="of 60 rows"):
+        reproduce(Decay(forgets=True), golden, FOREIGN, RECURRENT)
+
+
+@pytest.mark.parametrize("kind", [Kind.EMBEDDING, Kind.REGRESSION, Kind.TENSORS, Kind.KEYWORDS])
+def test_every_kind_passes_with_noise_and_fails_with_the_answers_of_other_rows(kind: Kind) -> None:
+    assert reproduce(Table(noisy(0.15)), GOLDEN, FOREIGN, Task(kind=kind)).agreement > 0.95
+    with pytest.raises(GoldenMismatch, match="agrees on"):
+        reproduce(Table(np.roll(LOGITS, 1, axis=0)), GOLDEN, Tolerance(agreement=0.8), Task(kind=kind))
+
+
+class Backwards(Table):
+    """Lists its second output first."""
+
+    def run(self, inputs: Mapping[str, Tensor]) -> Tensors:
+        first = super().run(inputs)["logits"]
+        return {"logits": first, "also": first[:, ::-1]}
+
+
+def test_the_first_output_is_the_models_first_whatever_the_order_in_the_file() -> None:
+    answers = LOGITS.copy()
+    answers[:, 3] = 99
+    golden = Golden(inputs=GOLDEN.inputs, outputs={"also": LOGITS, "logits": answers})
+    assert compare(golden.outputs, Backwards(answers).run(golden.inputs), Task()).agreement == 1
+
+
+@pytest.mark.parametrize("texts", [np.array(["a"]), np.array([b"a"], object)], ids=["texts", "bytes"])
+def test_golden_arrays_hold_numbers(texts: np.ndarray) -> None:
+    for inputs, outputs in (({"x": texts}, {"y": np.zeros(1)}), ({"x": np.zeros(1)}, {"y": texts})):
+        with pytest.raises(InputError, match="does not hold numbers"):
+            Golden(inputs=inputs, outputs=outputs)
+
+
+def test_numbers_that_are_missing_may_be_inputs() -> None:
+    Golden(inputs={"x": np.full((1, 2), np.nan)}, outputs={"y": np.zeros((1, 2))})
+
+
 def test_dump_and_load_are_inverse_and_deterministic() -> None:
     data = GOLDEN.dump()
     back = Golden.load(data)
@@ -126,9 +244,10 @@ def test_dump_and_load_are_inverse_and_deterministic() -> None:
         ({"in.x": np.zeros((0, 1)), "out.y": np.zeros((0, 1))}, "at least one"),
         ({"in.x": np.zeros(()), "out.y": np.zeros(())}, "at least one"),
         ({"in.x": np.zeros((1, 1)), "out.y": np.full((1, 1), np.nan)}, "'y' holds NaN"),
+        ({"in.x": np.zeros((1, 1)), "out.y": np.full((1, 1), "cat")}, "'out.y' of golden set has dtype"),
         ({"x": np.zeros((1, 1))}, "names start with"),
     ],
-    ids=["nothing", "no outputs", "rows differ", "no rows", "scalars", "NaN", "names"],
+    ids=["nothing", "no outputs", "rows differ", "no rows", "scalars", "NaN", "texts", "names"],
 )
 def test_a_golden_set_that_cannot_be_one_is_refused(arrays, message: str) -> None:
     with pytest.raises(InputError, match=message):

@@ -54,6 +54,32 @@ def test_what_numpy_writes_comes_back_equal_native_and_writable(array: np.ndarra
         assert back.flags.c_contiguous
 
 
+TEXT = [np.array(["down/1.wav", "größe", ""]), np.array([b"a", b"bc"]), np.array([["a"]], ">U3")]
+
+
+@pytest.mark.parametrize("array", TEXT, ids=["text", "bytes", "byte order"])
+def test_text_comes_back_when_it_is_asked_for(array: np.ndarray) -> None:
+    back = npz.load(saved(a=array), what="file", limit=LIMIT, text=True)["a"]
+    np.testing.assert_array_equal(back, array)
+    with pytest.raises(InputError, match="not a plain number"):
+        npz.load(saved(a=array), what="file", limit=LIMIT)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros(1, "S5000"), "text of 5000 bytes"),
+        (np.zeros(1, "U1100"), "text of 4400 bytes"),
+        (np.array([0x110000], np.uint32).view("U1"), "not Unicode"),
+        (np.array([0xD800], np.uint32).view("U1"), "not Unicode"),
+        (np.array(["2026-01-01"], "M8[D]"), "not a plain number"),
+    ],
+)
+def test_text_that_is_none_or_too_long_is_refused(array: np.ndarray, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        npz.load(saved(a=array), what="file", limit=LIMIT, text=True)
+
+
 def test_the_same_arrays_give_the_same_bytes_that_numpy_can_read() -> None:
     content = {"in.x": np.arange(6, dtype=np.float32).reshape(2, 3), "out.y": np.array([1, 2])}
     first, second = npz.dump(content), npz.dump({name: array.copy() for name, array in content.items()})

@@ -13,7 +13,7 @@ from edgeserve.contracts.limits import FEEDBACK_RING, MAX_FEEDBACK_ROWS, MAX_REQ
 from edgeserve.contracts.task import Task
 from edgeserve.contracts.tensors import Signature
 from edgeserve.runtimes.base import Tensor
-from edgeserve.task import predictions
+from edgeserve.task.classes import CLASSIFIERS, predictions
 
 Label = int | str
 Labels = Label | list[Label]
@@ -41,12 +41,12 @@ class Classifier:
         self._numbers = {label: number for number, label in enumerate(task.labels)}
 
     def predict(self, outputs: Mapping[str, Tensor]) -> tuple[list[int], int]:
-        """The class of each row and the number of classes; no rows where the output is not that of a classifier."""
+        """The class of each row and the number of classes; no rows where the answer is not a class."""
         found = outputs[self._output]
-        if not found.ndim or not found.size or len(found) > MAX_FEEDBACK_ROWS:
+        if self._task.kind not in CLASSIFIERS or not found.ndim or not found.size or len(found) > MAX_FEEDBACK_ROWS:
             return [], 0
         try:
-            return predictions(self._task, outputs).tolist(), found.shape[-1]
+            return predictions(self._task, outputs).tolist(), found.shape[-1] - self._task.first_class
         except InputError:
             return [], 0
 

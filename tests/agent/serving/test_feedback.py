@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from edgeserve.contracts.errors import InputError
 from edgeserve.contracts.limits import MAX_FEEDBACK_ROWS, MAX_REQUEST_ID_CHARS
-from edgeserve.contracts.task import Task
+from edgeserve.contracts.task import Kind, Task
 from edgeserve.contracts.tensors import Datatype, Signature, TensorSpec
 from edgeserve_agent.serving.feedback import Classifier, FeedbackRing, Judgement, Verdict
 
@@ -93,6 +93,17 @@ def test_what_cannot_be_judged_is_not_remembered(request_id: str, outputs):
     ring: FeedbackRing[str] = FeedbackRing()
     ring.remember(request_id, "r1", CLASSIFIER, outputs)
     assert ring.judge([(request_id, 1)]) == [Judgement(Verdict.UNKNOWN)]
+
+
+@pytest.mark.parametrize(
+    ("task", "classes"),
+    [(Task(output="scores", first_class=1), 2), (Task(output="scores", kind=Kind.EMBEDDING), 0)],
+    ids=["background", "no classes"],
+)
+def test_only_what_the_task_calls_a_class_is_one(task: Task, classes: int):
+    predicted, count = Classifier(task, SIGNATURE).predict(scores(0, 1, 2))
+    assert (len(predicted), count) == (3 if classes else 0, classes)
+    assert predicted == ([0, 0, 1] if classes else [])
 
 
 def test_a_score_that_is_not_a_number_is_never_right():
