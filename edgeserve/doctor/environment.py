@@ -25,6 +25,8 @@ from edgeserve.link.mosquitto import find_mosquitto, mosquitto_version
 _SETS: Final = ("all", "demo", "dev", "train")
 """Extras that only gather others, or are for the development of edgeserve."""
 _MODULES: Final = {
+    "ai-edge-litert": "ai_edge_litert.interpreter",
+    "ai-edge-quantizer": "ai_edge_quantizer.quantizer",
     "httptools": "httptools",
     "jinja2": "jinja2",
     "numpy": "numpy",
@@ -32,12 +34,14 @@ _MODULES: Final = {
     "onnxruntime": "onnxruntime",
     "openvino": "openvino",
     "paho-mqtt": "paho.mqtt.client",
+    "pillow": "PIL.Image",
     "sqlalchemy": "sqlalchemy",
     "starlette": "starlette",
+    "tensorrt": "tensorrt",
     "uvicorn": "uvicorn",
     "uvloop": "uvloop",
 }
-"""Distribution to the module that proves that it works. nncf is not tried: its import takes seconds."""
+"""Distribution to the module that proves that it works. What takes seconds (nncf, torch, sklearn) is not."""
 _TRY_S: Final = 120.0
 _TRY: Final = """
 import importlib, json, sys
@@ -57,6 +61,7 @@ def read_environment(folder: Path) -> Environment:
     """Read this machine; `folder` is where free disk space is asked for."""
     packages = installed_packages()
     binary, version, error = _broker()
+    converter, converter_error, base_python = _converter() if "ai-edge-quantizer" in packages else ("", "", "")
     accel = Path("/sys/class/accel")
     return Environment(
         python=(sys.version_info.major, sys.version_info.minor, sys.version_info.micro),
@@ -70,7 +75,12 @@ def read_environment(folder: Path) -> Environment:
         mosquitto_error=error,
         npu_driver=any("DRIVER=intel_vpu" in _text(node / "device/uevent") for node in accel.glob("accel*")),
         npu_accessible=os.access("/dev/accel/accel0", os.R_OK | os.W_OK),
-        npu_compiler=_npu_compiler(),
+        npu_compiler=_beside("openvino", "libs/libopenvino_intel_npu_compiler_loader.so"),
+        onnx2tf=converter,
+        onnx2tf_error=converter_error,
+        onnx2tf_python=base_python,
+        jetson="jetson" in _text(Path("/proc/device-tree/model")).lower(),
+        tensorrt_provider=_beside("onnxruntime", "capi/libonnxruntime_providers_tensorrt.so"),
         folder=str(folder),
         free_bytes=atomic.free_bytes(folder),
         now=time.time(),
@@ -141,11 +151,23 @@ def _broker() -> tuple[str, str, str]:
         return "", "", error.message
 
 
-def _npu_compiler() -> bool:
-    spec = importlib.util.find_spec("openvino")
-    if spec is None or spec.origin is None:
-        return False
-    return (Path(spec.origin).parent / "libs/libopenvino_intel_npu_compiler_loader.so").exists()
+def _converter() -> tuple[str, str, str]:
+    """Version of onnx2tf in its own environment, or why it does not work, or the Python to make one from."""
+    from edgeserve_compilers.converters import onnx2tf
+
+    try:
+        python = onnx2tf.find()
+        if python is None:
+            return "", "", str(onnx2tf.base_python() or "")
+        return onnx2tf.version_in(python), "", ""
+    except DeviceError as error:
+        return "", error.message, ""
+
+
+def _beside(package: str, file: str) -> bool:
+    """Whether a file lies in an installed package; the package is not imported."""
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None and (Path(spec.origin).parent / file).exists()
 
 
 def _text(path: Path) -> str:

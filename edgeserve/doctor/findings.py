@@ -69,6 +69,15 @@ class Environment:
     """This user may open the NPU's device node."""
     npu_compiler: bool = False
     """OpenVINO's compiler for the NPU lies beside its plugin."""
+    onnx2tf: str = ""
+    """Version of onnx2tf in its own environment; empty when there is none, or none is looked for."""
+    onnx2tf_error: str = ""
+    """Why the environment that is there does not work."""
+    onnx2tf_python: str = ""
+    """A Python from which its environment can be made."""
+    jetson: bool = False
+    tensorrt_provider: bool = False
+    """The onnxruntime that is installed has its TensorRT provider."""
     folder: str = ""
     free_bytes: int = 0
     now: float = 0.0
@@ -85,7 +94,9 @@ def examine(environment: Environment) -> tuple[Finding, ...]:
         *_extras(environment),
         *_mosquitto(environment),
         *_clashes(environment),
+        *_converter(environment),
         *_npu(environment),
+        *_nvidia(environment),
         *_disk(environment),
         *_clock(environment),
     )
@@ -164,12 +175,43 @@ def _clashes(environment: Environment) -> Iterator[Finding]:
                 hint=f"pip uninstall onnxruntime {other}, then install the one that you want",
             )
     if "tflite-runtime" in packages and version_key(packages.get("numpy", "0")) >= (2,):
+        successor = packages.get("ai-edge-litert", "")
+        used = f"; edgeserve uses ai-edge-litert {successor} in its place" if successor else ""
         yield Finding(
             subject="tflite-runtime",
-            verdict=Verdict.BROKEN,
-            detail=f"it was built for numpy 1 and fails at the first model with numpy {packages['numpy']}",
-            hint="pip uninstall tflite-runtime; ai-edge-litert is its successor",
+            verdict=Verdict.WARNING if successor else Verdict.BROKEN,
+            detail=f"it was built for numpy 1 and fails at the first model with numpy {packages['numpy']}{used}",
+            hint="pip uninstall tflite-runtime" + ("" if successor else "; ai-edge-litert is its successor"),
         )
+    if "onnx2tf" in packages:
+        yield Finding(
+            subject="onnx2tf here",
+            verdict=Verdict.WARNING,
+            detail=f"version {packages['onnx2tf']} pins numpy, protobuf and onnx exactly, against what edgeserve needs",
+            hint="pip uninstall onnx2tf, then pip install --upgrade 'edgeserve[compile,litert]'; "
+            "edgeserve runs it in an environment of its own",
+        )
+
+
+def _converter(environment: Environment) -> Iterator[Finding]:
+    subject = "onnx2tf"
+    if "ai-edge-quantizer" not in environment.packages:  # nothing is compiled for LiteRT here
+        return
+    if environment.onnx2tf:
+        yield Finding(
+            subject=subject, verdict=Verdict.OK, detail=f"{environment.onnx2tf}, in an environment of its own"
+        )
+    elif environment.onnx2tf_error:
+        hint = "name another in EDGESERVE_ONNX2TF_PYTHON, or unset it and remove the folder: it is then made anew"
+        yield Finding(subject=subject, verdict=Verdict.WARNING, detail=environment.onnx2tf_error, hint=hint)
+    elif environment.onnx2tf_python:
+        detail = "ONNX to TFLite needs it in an environment of its own, which is not there yet"
+        hint = f"edgeserve compile --install-converters makes it with {environment.onnx2tf_python} (600 MB)"
+        yield Finding(subject=subject, verdict=Verdict.ABSENT, detail=detail, hint=hint)
+    else:
+        detail = "ONNX to TFLite needs it, and it needs Python 3.12 or newer, which is not there"
+        hint = "install python3.12 with its venv module; without it arm-cpu gets no LiteRT variant of ONNX models"
+        yield Finding(subject=subject, verdict=Verdict.ABSENT, detail=detail, hint=hint)
 
 
 def _npu(environment: Environment) -> Iterator[Finding]:
@@ -191,6 +233,32 @@ def _npu(environment: Environment) -> Iterator[Finding]:
         )
     else:
         yield Finding(subject="intel npu", verdict=Verdict.OK, detail="driver and device node are there")
+
+
+def _nvidia(environment: Environment) -> Iterator[Finding]:
+    packages = environment.packages
+    wheels = sorted(name for name in packages if re.fullmatch(r"tensorrt-cu\d+(-libs|-bindings)?", name))
+    if environment.jetson and wheels:
+        yield Finding(
+            subject="tensorrt",
+            verdict=Verdict.BROKEN,
+            detail=f"{', '.join(wheels)} is for GPUs in PCs and hides the one that JetPack brings",
+            hint=f"pip uninstall tensorrt {' '.join(wheels)}; then apt install python3-libnvinfer",
+        )
+    elif "tensorrt" in environment.import_errors:
+        yield Finding(
+            subject="tensorrt",
+            verdict=Verdict.BROKEN,
+            detail=f"{packages.get('tensorrt', '')} cannot be imported: {environment.import_errors['tensorrt']}",
+            hint="the package on PyPI only points to NVIDIA's own index: pip uninstall tensorrt",
+        )
+    if environment.jetson and "onnxruntime-gpu" in packages and not environment.tensorrt_provider:
+        yield Finding(
+            subject="onnxruntime-gpu",
+            verdict=Verdict.WARNING,
+            detail=f"{packages['onnxruntime-gpu']} from PyPI is for ARM servers and has no TensorRT provider",
+            hint="pip uninstall onnxruntime-gpu, then install the wheel that NVIDIA builds for this JetPack",
+        )
 
 
 def _disk(environment: Environment) -> Iterator[Finding]:

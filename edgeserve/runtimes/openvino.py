@@ -20,6 +20,7 @@ from edgeserve.contracts.errors import DeviceError, InputError, NotFoundError
 from edgeserve.contracts.tensors import Datatype, Signature, TensorSpec
 from edgeserve.runtimes.base import LoadedModel, RuntimeOptions, Tensor, Tensors
 from edgeserve.runtimes.checks import check_file, check_inputs, first_line
+from edgeserve.runtimes.openvino_advice import advice, base, is_chooser
 
 _DATATYPES: Final = {
     "boolean": Datatype.BOOL,
@@ -60,15 +61,9 @@ class OpenVinoRuntime:
                 hint="check that the .xml and the .bin are whole and belong together",
             ) from error
         signature = _signature(model, path.name)
-        try:
-            compiled = core.compile_model(model, device, _config(device, options))
-        except RuntimeError as error:
-            raise DeviceError(f"OpenVINO cannot compile {path.name} for {device}: {first_line(error)}") from error
-        # AUTO and HETERO were seen to fall back to the CPU without a word.
-        actual = compiled.get_property("EXECUTION_DEVICES")
-        if not actual or any(name.partition(".")[0] != device.partition(".")[0] for name in actual):
-            raise DeviceError(f"{path.name} was to run on {device}, OpenVINO chose {', '.join(actual) or 'nothing'}")
-        return OpenVinoModel(compiled, signature, ", ".join(actual) + (" (simulated)" if options.simulate else ""))
+        compiled = compile_for(core, model, device, _config(device, options), path.name)
+        actual = ", ".join(compiled.get_property("EXECUTION_DEVICES"))
+        return OpenVinoModel(compiled, signature, actual + (" (simulated)" if options.simulate else ""))
 
 
 class OpenVinoModel:
@@ -116,6 +111,34 @@ def available_devices() -> tuple[str, ...]:
     return tuple(openvino.Core().available_devices)
 
 
+def compile_for(core: Any, model: Any, device: str, config: Mapping[str, Any], what: str) -> Any:  # noqa: ANN401
+    """Compile `model` and make sure that the device which was asked for, and no other, executes it.
+
+    Args:
+        core: An `openvino.Core`.
+        model: An `openvino.Model`.
+        device: In OpenVINO's words.
+        config: Properties for the device.
+        what: Name of the model, for errors.
+
+    Raises:
+        DeviceError: OpenVINO cannot compile it for the device, or chose another one.
+    """
+    try:
+        compiled = core.compile_model(model, device, dict(config))
+    except RuntimeError as error:
+        raise DeviceError(
+            f"OpenVINO cannot compile {what} for {device}: {first_line(error)}", hint=advice(device, str(error))
+        ) from error
+    actual = compiled.get_property("EXECUTION_DEVICES")
+    if not actual or any(base(name) != base(device) for name in actual):
+        raise DeviceError(
+            f"{what} was to run on {device}, OpenVINO chose {', '.join(actual) or 'nothing'}",
+            hint=f"name the device itself, such as NPU; {advice('NPU')}" if is_chooser(device) else advice(device),
+        )
+    return compiled
+
+
 def _check_ir(path: Path) -> None:
     """OpenVINO tries every format that it knows on a file; an IR is all that a variant may be."""
     check_file(path)
@@ -131,13 +154,18 @@ def _check_ir(path: Path) -> None:
 
 def _device(core: Any, options: RuntimeOptions) -> str:  # noqa: ANN401
     present = list(core.available_devices)
-    if any(name.partition(".")[0] == options.device.partition(".")[0] for name in present):
+    if is_chooser(options.device):
+        raise DeviceError(
+            f"the device {options.device[:40]!r} leaves the choice to OpenVINO, which takes the CPU without a word",
+            hint=f"name the device itself; OpenVINO finds {', '.join(present) or 'none'} here",
+        )
+    if any(base(name) == base(options.device) for name in present):
         return options.device
     if options.simulate:
         return "CPU"
     raise DeviceError(
         f"OpenVINO finds no device {options.device[:40]!r} here",
-        hint=f"it finds {', '.join(present) or 'none'}; check the driver",
+        hint=f"it finds {', '.join(present) or 'none'}; {advice(options.device)}",
     )
 
 

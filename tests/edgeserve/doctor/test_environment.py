@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from edgeserve.doctor import environment
 from edgeserve.doctor.environment import extras_of, read_environment, try_imports
 from edgeserve.doctor.findings import Requirement
@@ -37,6 +39,25 @@ def test_this_machine_is_read(tmp_path: Path, monkeypatch) -> None:
     assert read.folder == str(tmp_path)
     assert read.free_bytes > 0
     assert read.now > read.installed_at
+
+
+def test_the_converters_environment_is_looked_at(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(environment, "_MODULES", {})
+    for text, version, error in (
+        ("echo 2.6.9", "2.6.9", ""),
+        ("echo 1.28.8", "", "has onnx2tf 1.28.8, 2.6.9 is needed"),
+        ("exit 1", "", "has no onnx2tf, 2.6.9 is needed"),
+    ):
+        python = tmp_path / "python"
+        python.write_text(f"#!/bin/sh\n{text}\n")
+        python.chmod(0o755)
+        monkeypatch.setenv("EDGESERVE_ONNX2TF_PYTHON", str(python))
+        read = read_environment(tmp_path)
+        if "ai-edge-quantizer" not in read.packages:
+            pytest.skip("ai-edge-quantizer is not installed")
+        assert read.onnx2tf == version
+        assert read.onnx2tf_error.endswith(error)
+        assert bool(read.onnx2tf_error) == bool(error)
 
 
 def test_a_library_that_fails_or_takes_the_process_down_is_named(tmp_path: Path, monkeypatch) -> None:

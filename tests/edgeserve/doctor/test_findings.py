@@ -76,6 +76,65 @@ def test_a_healthy_machine_has_nothing_to_do_but_what_is_not_installed() -> None
             id="tflite-with-numpy-2",
         ),
         pytest.param(
+            {"packages": {"tflite-runtime": "2.14.0", "numpy": "2.0.1", "ai-edge-litert": "2.3.0"}},
+            "tflite-runtime",
+            Verdict.WARNING,
+            "pip uninstall tflite-runtime",
+            id="tflite-with-numpy-2-beside-its-successor",
+        ),
+        pytest.param(
+            {"packages": {"onnx2tf": "1.28.8"}},
+            "onnx2tf here",
+            Verdict.WARNING,
+            "pip uninstall onnx2tf",
+            id="onnx2tf-inside",
+        ),
+        pytest.param(
+            {"packages": {"ai-edge-quantizer": "0.10"}},
+            "onnx2tf",
+            Verdict.ABSENT,
+            "install python3.12",
+            id="no-python-3.12",
+        ),
+        pytest.param(
+            {"packages": {"ai-edge-quantizer": "0.10"}, "onnx2tf_python": "/usr/bin/python3.12"},
+            "onnx2tf",
+            Verdict.ABSENT,
+            "makes it with /usr/bin/python3.12",
+            id="onnx2tf-not-made-yet",
+        ),
+        pytest.param(
+            {"packages": {"ai-edge-quantizer": "0.10"}, "onnx2tf_error": "/x/python has no onnx2tf, 2.6.9 is needed"},
+            "onnx2tf",
+            Verdict.WARNING,
+            "EDGESERVE_ONNX2TF_PYTHON",
+            id="onnx2tf-broken",
+        ),
+        pytest.param(
+            {
+                "packages": {"tensorrt": "11.4.0", "tensorrt-cu13": "11.4.0", "tensorrt-cu13-libs": "11.4.0"},
+                "jetson": True,
+            },
+            "tensorrt",
+            Verdict.BROKEN,
+            "pip uninstall tensorrt tensorrt-cu13 tensorrt-cu13-libs",
+            id="tensorrt-of-pypi-on-jetson",
+        ),
+        pytest.param(
+            {"packages": {"tensorrt": "11.4.0"}, "import_errors": {"tensorrt": "ImportError: libnvinfer.so.11"}},
+            "tensorrt",
+            Verdict.BROKEN,
+            "pip uninstall tensorrt",
+            id="tensorrt-placeholder",
+        ),
+        pytest.param(
+            {"packages": {"onnxruntime-gpu": "1.31.1"}, "jetson": True},
+            "onnxruntime-gpu",
+            Verdict.WARNING,
+            "NVIDIA builds",
+            id="onnxruntime-gpu-of-pypi-on-jetson",
+        ),
+        pytest.param(
             {"mosquitto_error": "the MQTT broker mosquitto is not installed"},
             "mosquitto",
             Verdict.ABSENT,
@@ -113,10 +172,27 @@ def test_a_trap_is_found_and_told_how_to_leave(
     [
         pytest.param({"tflite-runtime": "2.14.0", "numpy": "1.26.4"}, id="tflite-with-numpy-1"),
         pytest.param({"onnxruntime-gpu": "1.31.1", "numpy": "2.0"}, id="onnxruntime-for-gpu-alone"),
+        pytest.param({"tensorrt": "10.3.0"}, id="tensorrt-of-jetpack"),
     ],
 )
 def test_what_works_is_no_trap(packages: dict[str, str]) -> None:
     assert not is_broken(examine(dataclasses.replace(HEALTHY, packages=packages)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({"packages": {"ai-edge-quantizer": "0.10"}, "onnx2tf": "2.6.9"}, id="onnx2tf-ready"),
+        pytest.param({"packages": {"tensorrt": "10.3.0"}, "jetson": True}, id="jetpack's-tensorrt"),
+        pytest.param(
+            {"packages": {"onnxruntime-gpu": "1.23.0"}, "jetson": True, "tensorrt_provider": True}, id="nvidia's-wheel"
+        ),
+        pytest.param({"packages": {"numpy": "2.0"}}, id="nothing-of-it"),
+    ],
+)
+def test_converters_and_accelerators_that_work_have_no_hint(change: dict[str, object]) -> None:
+    findings = examine(dataclasses.replace(HEALTHY, extras={}, **change))
+    assert [finding for finding in findings if finding.hint] == []
 
 
 def test_a_package_for_other_platforms_is_not_missed() -> None:
