@@ -23,13 +23,18 @@ class Choice:
     """Position of the variant to run; None when none fits."""
     reasons: tuple[str, ...]
     """One line for each variant, in order: chosen, fits but comes later, or what it lacks."""
+    alternatives: tuple[int, ...] = ()
+    """Positions of the variants that only a measurement on the device can tell apart, best guess (`index`) first."""
 
 
 def choose(contracts: Sequence[VariantContract], facts: DeviceFacts, *, targets: Sequence[str] = ()) -> Choice:
     """Choose the variant for a device.
 
     Of those that fit, the first by: order in `targets`, accelerators before the CPU, tied to an architecture before
-    fit for any, measured latency, position in the release.
+    fit for any, latency measured on such hardware, position in the release.
+
+    A latency that the compiling host only stood in for decides nothing: variants without another one that are equal
+    in all that comes before latency are `alternatives`, and the device measures.
 
     Args:
         contracts: Variants of one release, in its order.
@@ -37,8 +42,17 @@ def choose(contracts: Sequence[VariantContract], facts: DeviceFacts, *, targets:
         targets: The device profile's targets, best first; what is not named comes after what is.
     """
     lacks = [lacking(contract, facts) for contract in contracts]
-    fitting = [index for index, lack in enumerate(lacks) if not lack]
-    best = min(fitting, key=lambda index: _preference(contracts[index], index, targets), default=None)
+    keys = {
+        index: (_rank(contracts[index], targets), _latency(contracts[index]))
+        for index, lack in enumerate(lacks)
+        if not lack
+    }
+    ordered = sorted(keys, key=lambda index: keys[index])  # stable: equals stay in the order of the release
+    best = ordered[0] if ordered else None
+    alternatives = (
+        *ordered[:1],
+        *(index for index in ordered[1:] if keys[index] == (keys[ordered[0]][0], math.inf)),
+    )
     reasons = []
     for index, (contract, lack) in enumerate(zip(contracts, lacks, strict=True)):
         if lack:
@@ -47,9 +61,10 @@ def choose(contracts: Sequence[VariantContract], facts: DeviceFacts, *, targets:
             verdict = "chosen"
         else:
             assert best is not None
-            verdict = f"fits, but {_title(contracts[best])} comes first"
-        reasons.append(f"{_title(contract)}: {verdict}")
-    return Choice(best, tuple(reasons))
+            verdict = f"fits, but {title(contracts[best])} comes first"
+            verdict += " unless the device measures this one to be faster" if index in alternatives else ""
+        reasons.append(f"{title(contract)}: {verdict}")
+    return Choice(best, tuple(reasons), alternatives)
 
 
 class Needs(Protocol):
@@ -75,11 +90,12 @@ def lacking(contract: Needs, facts: DeviceFacts) -> str:
         return f"it is for {' or '.join(selector.architectures)}, the device is {facts.architecture or 'unknown'}"
     if lack := _lacking_accelerator(selector, facts):
         return lack
-    missing = [feature for feature in selector.cpu_features if feature not in facts.cpu_features]
+    missing = [wanted for wanted in selector.cpu_features if not set(wanted.split("|")) & set(facts.cpu_features)]
+    named = ", ".join(wanted.replace("|", " or ") for wanted in missing)
     if missing and not facts.cpu_features:
-        return f"it needs the CPU features {', '.join(missing)}, those of the device are not known"
+        return f"it needs the CPU features {named}, those of the device are not known"
     if missing:
-        return f"the CPU lacks {', '.join(missing)}"
+        return f"the CPU lacks {named}"
     if contract.runtime not in facts.runtimes and contract.runtime not in _BUILT_IN_RUNTIMES:
         return f"the runtime {contract.runtime} is not installed"
     memory = max(selector.min_memory_bytes, contract.memory_bytes)
@@ -101,17 +117,22 @@ def _lacking_accelerator(selector: Selector, facts: DeviceFacts) -> str:
     return ""
 
 
-def _preference(contract: VariantContract, index: int, targets: Sequence[str]) -> tuple[int, int, float, int]:
+def _rank(contract: VariantContract, targets: Sequence[str]) -> tuple[int, int]:
     named = targets.index(contract.target) if contract.target in targets else len(targets)
-    latency = contract.measured.latency_ms if contract.measured is not None else math.inf
     selector = contract.selector
     rank = _ACCELERATOR_RANK.get(selector.accelerator, _ANYWHERE_RANK)
     if selector.accelerator == "cpu" and not selector.architectures:
         rank = _ANYWHERE_RANK
-    return named, rank, latency, index
+    return named, rank
 
 
-def _title(contract: VariantContract) -> str:
+def _latency(contract: VariantContract) -> float:
+    """Milliseconds, as measured on the hardware that the variant is for; infinite when it never ran there."""
+    return math.inf if contract.measured is None or contract.latency_is_proxy else contract.measured.latency_ms
+
+
+def title(contract: VariantContract) -> str:
+    """What people call a variant: target, precision and runtime."""
     return f"{contract.target} {contract.precision.value} ({contract.runtime})"
 
 

@@ -13,14 +13,18 @@ from edgeserve_devices.profiles import load_profile, profile_names
 SPEC = TensorSpec(name="x", datatype=Datatype.FP32, shape=(1,))
 
 
-def measured(latency_ms: float) -> Measured:
+def measured(latency_ms: float, host_architecture: str = "") -> Measured:
     return Measured(
         metric="top1", rows=1, float_value=1, value=1, drop=0, drop_low=0, drop_high=0, latency_ms=latency_ms,
-        float_latency_ms=1, size_bytes=1, float_size_bytes=1, host="", executing_device="CPU",
+        float_latency_ms=1, size_bytes=1, float_size_bytes=1, host="", host_architecture=host_architecture,
+        executing_device="CPU",
     )  # fmt: skip
 
 
-def variant(target: str, *, runtime: str = "onnxruntime", latency_ms: float = 0, memory: int = 0, **selector: object):
+def variant(
+    target: str, *, runtime: str = "onnxruntime", latency_ms: float = 0, host: str = "", memory: int = 0,
+    **selector: object,
+):  # fmt: skip
     return VariantContract(
         model="digits",
         target=target,
@@ -30,7 +34,7 @@ def variant(target: str, *, runtime: str = "onnxruntime", latency_ms: float = 0,
         signature=Signature(inputs=(SPEC,), outputs=(SPEC,)),
         selector=Selector(**selector),
         tolerance=Tolerance(),
-        measured=measured(latency_ms) if latency_ms else None,
+        measured=measured(latency_ms, host) if latency_ms else None,
         memory_bytes=memory,
     )
 
@@ -86,6 +90,12 @@ def test_every_profile_takes_the_variant_that_was_made_for_it(profile: str, targ
             id="cpu-feature",
         ),
         pytest.param(
+            variant("t", cpu_features=("avx2", "avx512_vnni|avx_vnni")),
+            {"cpu_features": ("avx2", "avx512f")},
+            "the CPU lacks avx512_vnni or avx_vnni",
+            id="cpu-feature-of-several",
+        ),
+        pytest.param(
             variant("t", cpu_features=("asimddp",)),
             {"cpu_features": ()},
             "it needs the CPU features asimddp, those of the device are not known",
@@ -117,6 +127,14 @@ def test_what_a_device_lacks_is_said(contract: VariantContract, facts: dict[str,
 
 
 @pytest.mark.parametrize(
+    "features", [("avx2", "avx_vnni"), ("avx512_vnni", "avx2"), ("avx_vnni", "avx512_vnni", "avx2")]
+)
+def test_any_one_of_several_features_will_do(features: tuple[str, ...]) -> None:
+    device = DeviceFacts(architecture="amd64", runtimes=("onnxruntime",), cpu_features=features)
+    assert choose([variant("t", cpu_features=("avx2", "avx512_vnni|avx_vnni"))], device).index == 0
+
+
+@pytest.mark.parametrize(
     ("contracts", "targets", "expected"),
     [
         pytest.param((X86, NPU), (), 1, id="npu-before-cpu"),
@@ -138,6 +156,38 @@ def test_of_several_that_fit_the_best_is_taken(
     assert choice.index == expected
     for index, reason in enumerate(choice.reasons):
         assert reason.endswith(": chosen") if index == expected else "comes first" in reason
+
+
+def on_x86(target: str, latency_ms: float, host: str) -> VariantContract:
+    return variant(target, architectures=("amd64",), latency_ms=latency_ms, host=host)
+
+
+@pytest.mark.parametrize(
+    ("contracts", "targets", "expected"),
+    [
+        pytest.param((on_x86("a", 9, "arm64"), on_x86("a", 1, "arm64")), (), (0, 1), id="foreign-ones-do-not-rank"),
+        pytest.param((on_x86("a", 9, "amd64"), on_x86("a", 1, "amd64")), (), (1,), id="native-latencies-settle-it"),
+        pytest.param((on_x86("a", 1, "arm64"), on_x86("a", 9, "amd64")), (), (1, 0), id="a-foreign-one-may-be-faster"),
+        pytest.param(
+            (on_x86("a", 1, ""), on_x86("a", 9, "amd64"), on_x86("a", 5, "amd64")), (), (2, 0),
+            id="the-slower-of-two-native-ones-is-out",
+        ),
+        pytest.param((X86, X86, X86), (), (0, 1, 2), id="what-was-never-measured"),
+        pytest.param((on_x86("a", 1, "arm64"), on_x86("b", 1, "arm64")), ("b", "a"), (1,), id="targets-before-all"),
+        pytest.param((X86, NPU), (), (1,), id="an-accelerator-before-the-cpu"),
+        pytest.param((NULL, X86), (), (1,), id="made-for-it-before-fit-for-any"),
+        pytest.param((X86, ARM), (), (0,), id="what-does-not-fit-is-none"),
+        pytest.param((ARM,), (), (), id="nothing-fits"),
+    ],
+)  # fmt: skip
+def test_what_only_the_device_can_tell_apart_are_alternatives(
+    contracts: tuple[VariantContract, ...], targets: tuple[str, ...], expected: tuple[int, ...]
+) -> None:
+    choice = choose(contracts, load_profile("intel-core-ultra").facts(), targets=targets)
+    assert choice.alternatives == expected
+    assert choice.index == (expected[0] if expected else None)
+    for index, reason in enumerate(choice.reasons):
+        assert ("unless the device measures" in reason) == (index in expected[1:])
 
 
 def test_a_simulated_device_runs_what_the_machine_below_it_has() -> None:
@@ -167,6 +217,9 @@ def test_every_variant_gets_one_line_and_at_most_one_is_chosen(
     chosen = [index for index, reason in enumerate(choice.reasons) if reason.endswith(": chosen")]
     assert chosen == ([] if choice.index is None else [choice.index])
     assert (choice.index is None) == all("does not fit" in reason for reason in choice.reasons)
+    assert choice.alternatives[:1] == (() if choice.index is None else (choice.index,))
+    assert not any("does not fit" in choice.reasons[index] for index in choice.alternatives)
+    assert len({contracts[index].target for index in choice.alternatives}) <= 1
 
 
 def _fields(facts: DeviceFacts) -> dict[str, object]:

@@ -10,6 +10,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 CLASSES = 10
+BOX_CHANNELS = 4
 
 
 def conv_net(*, batch: int | str = "batch", opset: int = 17, seed: int = 0) -> onnx.ModelProto:
@@ -38,6 +39,76 @@ def conv_net(*, batch: int | str = "batch", opset: int = 17, seed: int = 0) -> o
         outputs={"logits": (TensorProto.FLOAT, [batch, CLASSES])},
         weights={name: array.astype(np.float32) for name, array in weights.items()},
         opset=opset,
+    )
+
+
+def mixed_range_net(*, batch: int | str = "batch", opset: int = 17, seed: int = 0) -> onnx.ModelProto:
+    """A small detector: `image` f32 [batch, 1, 8, 8] to `boxes` f32 [batch, 4 + 10, 8, 8].
+
+    Its head joins boxes in pixels (hundreds) with scores of 0 to 1: one scale for both leaves the scores no step.
+    """
+    random = np.random.default_rng(seed)
+    weights = {
+        "w1": random.standard_normal((16, 1, 3, 3)) * 0.4,
+        "b1": random.standard_normal(16) * 0.1,
+        "w2": random.standard_normal((16, 16, 3, 3)) * 0.1,
+        "b2": random.standard_normal(16) * 0.1,
+        "wbox": random.standard_normal((BOX_CHANNELS, 16, 1, 1)) * 0.4,
+        "bbox": random.standard_normal(BOX_CHANNELS),
+        "wscore": random.standard_normal((CLASSES, 16, 1, 1)) * 0.4,
+        "bscore": random.standard_normal(CLASSES) - 1,
+        "stride": np.array(64.0),
+    }
+    nodes = [
+        helper.make_node("Conv", ["image", "w1", "b1"], ["c1"], name="stem", pads=[1] * 4),
+        helper.make_node("Relu", ["c1"], ["r1"], name="stem_relu"),
+        helper.make_node("Conv", ["r1", "w2", "b2"], ["c2"], name="body", pads=[1] * 4),
+        helper.make_node("Relu", ["c2"], ["r2"], name="body_relu"),
+        helper.make_node("Conv", ["r2", "wbox", "bbox"], ["offset"], name="box"),
+        helper.make_node("Mul", ["offset", "stride"], ["pixels"], name="box_scale"),
+        helper.make_node("Conv", ["r2", "wscore", "bscore"], ["logit"], name="score"),
+        helper.make_node("Sigmoid", ["logit"], ["probability"], name="score_sigmoid"),
+        helper.make_node("Concat", ["pixels", "probability"], ["boxes"], name="join", axis=1),
+    ]
+    return model(
+        nodes,
+        inputs={"image": (TensorProto.FLOAT, [batch, 1, 8, 8])},
+        outputs={"boxes": (TensorProto.FLOAT, [batch, BOX_CHANNELS + CLASSES, 8, 8])},
+        weights={name: array.astype(np.float32) for name, array in weights.items()},
+        opset=opset,
+    )
+
+
+def recurrent_net(*, seed: int = 0) -> onnx.ModelProto:
+    """A small stateful model: `sound` f32 [batch, 12], `state` f32 [2, batch, 16] to `score` [batch, 1] and `next`.
+
+    Batch is not the first axis of the state, as in ONNX's own LSTM.
+    """
+    random = np.random.default_rng(seed)
+    weights = {
+        "wx": random.standard_normal((12, 32)) * 0.3,
+        "wh": random.standard_normal((16, 32)) * 0.3,
+        "wy": random.standard_normal((32, 1)) * 0.3,
+    }
+    nodes = [
+        helper.make_node("MatMul", ["sound", "wx"], ["x"]),
+        helper.make_node("Split", ["state"], ["h0", "h1"], axis=0),
+        helper.make_node("Squeeze", ["h0", "axis0"], ["h"]),
+        helper.make_node("MatMul", ["h", "wh"], ["hx"]),
+        helper.make_node("Add", ["x", "hx"], ["sum"]),
+        helper.make_node("Tanh", ["sum"], ["t"]),
+        helper.make_node("MatMul", ["t", "wy"], ["y"]),
+        helper.make_node("Sigmoid", ["y"], ["score"]),
+        helper.make_node("Split", ["t"], ["t0", "t1"], axis=1),
+        helper.make_node("Unsqueeze", ["t0", "axis0"], ["n0"]),
+        helper.make_node("Unsqueeze", ["t1", "axis0"], ["n1"]),
+        helper.make_node("Concat", ["n0", "n1"], ["next"], axis=0),
+    ]
+    return model(
+        nodes,
+        inputs={"sound": (TensorProto.FLOAT, ["batch", 12]), "state": (TensorProto.FLOAT, [2, "batch", 16])},
+        outputs={"score": (TensorProto.FLOAT, ["batch", 1]), "next": (TensorProto.FLOAT, [2, "batch", 16])},
+        weights={**{name: array.astype(np.float32) for name, array in weights.items()}, "axis0": np.array([0])},
     )
 
 

@@ -1,36 +1,50 @@
-"""64-bit ARM CPUs through ONNX Runtime."""
+"""64-bit ARM CPUs through ONNX Runtime and LiteRT."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
-from onnxruntime.quantization import QuantType
-
 from edgeserve.contracts.variant import Selector
-from edgeserve_compilers.spec import Candidate
-from edgeserve_compilers.targets import qdq
-from edgeserve_compilers.targets.base import Job, Product
+from edgeserve_compilers.targets import litert
+from edgeserve_compilers.targets.base import Form
+from edgeserve_compilers.targets.onnx_form import CPU_RECIPES, OnnxForm
+from edgeserve_compilers.targets.qdq import CPU_ARITHMETIC, CPU_LAYERS, Scheme
 
-_SCHEME: Final = qdq.Scheme(name="s8s8 per-channel", activations=QuantType.QInt8, reduce_range=False)
+_SCHEME: Final = Scheme(
+    name="s8s8",
+    # The NEON dot-product (Armv8.2 `asimddp`) and i8mm instructions multiply signed by signed.
+    signed=True,
+    symmetric=False,
+    largest_weight=127,
+    integer_bias=True,
+    layers=CPU_LAYERS,
+    arithmetic=CPU_ARITHMETIC,
+    grid_outputs=True,
+)
+
+
+def _on_arm(architecture: str, cpu_features: Sequence[str]) -> bool:  # noqa: ARG001 - all have the instructions
+    return architecture == "arm64"
 
 
 class ArmCpu:
-    """Signed asymmetric activations, signed symmetric weights: the form of the NEON dot-product and i8mm kernels.
+    """Signed asymmetric activations, signed symmetric weights.
 
     On x86 the same file runs 2 to 3 times slower than float, which says nothing about ARM.
     """
 
     name = "arm-cpu"
-    runtime = "onnxruntime"
-    runtime_device = "CPU"
-    selector = Selector(architectures=("arm64",))
-    candidates = _SCHEME.candidates()
+    forms: Sequence[Form] = (
+        OnnxForm(
+            name="onnxruntime",
+            scheme=_SCHEME,
+            recipes=CPU_RECIPES,
+            selector=Selector(architectures=("arm64",)),
+            required=True,
+            float_fallback=True,
+            runs=_on_arm,
+        ),
+        *litert.FORMS,
+    )
     faithful = True
-
-    def native(self, architecture: str) -> bool:
-        """On 64-bit ARM."""
-        return architecture == "arm64"
-
-    def produce(self, candidate: Candidate, job: Job) -> Product:
-        """See `edgeserve_compilers.targets.base.Target.produce`."""
-        return qdq.produce(_SCHEME, candidate, job)
