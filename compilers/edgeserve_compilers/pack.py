@@ -13,11 +13,12 @@ from edgeserve.golden import Golden, reproduce
 from edgeserve.runtimes.variant import CONTRACT_FILE, load_variant
 from edgeserve_compilers.report import GoldenFacts
 from edgeserve_compilers.spec import Trial
-from edgeserve_compilers.targets.base import Target
+from edgeserve_compilers.targets.base import Form
 
 
 def variant_contract(
-    target: Target,
+    target: str,
+    form: Form,
     trial: Trial,
     *,
     entry: str,
@@ -31,12 +32,13 @@ def variant_contract(
     """The contract of a product that was measured.
 
     Args:
-        target: It was made for.
+        target: Name of the target that it was made for.
+        form: Of that target.
         trial: How it did.
         entry: File to hand to the runtime.
-        signature: As the target's runtime read it.
+        signature: As the form's runtime read it.
         tolerance: On the golden set.
-        task: With the scored output by name, and the metric.
+        task: With every name filled in, and the metric.
         rows: How many rows it was judged on.
         model: Name of the release.
         host: The machine that it was measured on.
@@ -45,15 +47,16 @@ def variant_contract(
     assert found is not None, "only what was measured is packed"
     return VariantContract(
         model=model,
-        target=target.name,
+        target=target,
         precision=trial.candidate.precision,
-        runtime=target.runtime,
-        runtime_device=target.runtime_device,
+        runtime=form.runtime,
+        runtime_device=form.runtime_device,
         entry=entry,
         signature=signature,
         task=task,
-        selector=target.selector,
+        selector=form.selector,
         tolerance=tolerance,
+        finalize=form.finalize,
         measured=Measured(
             metric=task.metric,
             rows=rows,

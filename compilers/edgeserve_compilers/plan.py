@@ -1,49 +1,73 @@
-"""What to try and what to keep. Pure: no file, no clock, no library."""
+"""What to try, what to refuse and what to keep. Pure: no file, no clock, no library."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Final, Protocol
 
 import msgspec
 
 from edgeserve.contracts.errors import InputError
+from edgeserve.contracts.task import Task
 from edgeserve.contracts.tensors import Datatype
 from edgeserve.contracts.variant import Precision
-from edgeserve_compilers.spec import (
-    FLOAT,
-    Candidate,
-    CompileOptions,
-    Measurement,
-    ModelSpec,
-    PrecisionChoice,
-    Trial,
-    Verdict,
-)
+from edgeserve_compilers.spec import Candidate, CompileOptions, Measurement, ModelSpec, PrecisionChoice, Trial, Verdict
+
+_LEAST_FIELD_DB: Final = 0.0
+"""A decoded field with more noise than signal has lost what it said, whatever the metric makes of it."""
+_ROUNDING: Final = 1e-9
+"""A drop is a difference of two means: 0.90 - 0.89 is a little more than 0.01 in floating point."""
+_LEAST_AGREEMENT: Final = 0.5
+"""No golden tolerance below one half means anything."""
+_WORTH_A_VARIANT: Final = 0.5
+"""Share of the allowed drop that a variant for fewer devices must win back to be worth its bytes."""
+_QUANTIZED: Final = frozenset({Precision.INT8, Precision.INT4})
 
 
-class Step(msgspec.Struct, frozen=True, kw_only=True):
-    """Make one candidate for one target and judge it."""
+class FormFacts(Protocol):
+    """What a plan must know of a form (`edgeserve_compilers.targets.base.Form`)."""
+
+    @property
+    def name(self) -> str:
+        """Unique in its target."""
+
+    @property
+    def candidates(self) -> Sequence[Candidate]:
+        """Quantized (or half-precision) products, the one to try first first."""
+
+    @property
+    def auto(self) -> Sequence[Precision]:
+        """Precisions that `--precision auto` tries."""
+
+    @property
+    def float_fallback(self) -> bool:
+        """Whether the float product may be packed."""
+
+
+class FormPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """What to do for one form of a target. The float product is always made, to be compared with."""
 
     target: str
-    candidate: Candidate
-    keepable: bool
-    """Whether it may be packed; the float form is always made, to be compared with."""
-    needed_while_unmet: bool = False
-    """Carried out only when no earlier candidate of the target is good enough."""
+    form: str
+    candidates: tuple[Candidate, ...]
+    keep_float: bool
+    """The float product may be packed when no candidate may."""
+    mixed: bool
+    """Layers may be left in float until the accuracy bound holds."""
 
 
 def plan(
     model: ModelSpec,
-    targets: Mapping[str, Sequence[Candidate]],
+    targets: Mapping[str, Sequence[FormFacts]],
     options: CompileOptions,
     *,
     calibrated: bool,
-) -> tuple[Step, ...]:
-    """List the steps, target by target, in the order to carry them out.
+) -> tuple[FormPlan, ...]:
+    """List what to make, target by target.
 
     Args:
         model: The float model.
-        targets: Quantized candidates of each target, the first to try first.
+        targets: Forms of each target.
         options: What the user wants.
         calibrated: Whether there are calibration data.
 
@@ -52,69 +76,131 @@ def plan(
     """
     if not targets:
         raise InputError("nothing to compile for", hint="name a --target or a --device")
-    _check_rows(model)
-    if options.precision is PrecisionChoice.INT8 and not calibrated:
-        raise InputError("int8 needs calibration data", hint="give --calibration FILE.npz with about 200 typical rows")
-    quantize = calibrated and options.precision is not PrecisionChoice.FP32
-    steps = []
-    for target, candidates in targets.items():
-        if options.precision is PrecisionChoice.INT8 and not candidates:
-            raise InputError(f"target {target} has no int8 form", hint="use --precision auto")
-        steps.append(Step(target=target, candidate=FLOAT, keepable=options.precision is not PrecisionChoice.INT8))
-        if quantize:
-            steps.extend(
-                Step(target=target, candidate=candidate, keepable=True, needed_while_unmet=place > 0)
-                for place, candidate in enumerate(candidates)
+    _check_rows(model, options.task)
+    wanted = options.precision
+    if wanted is PrecisionChoice.INT8 and not calibrated:
+        raise InputError("int8 needs calibration data", hint="give --calibration DATA with about 200 typical rows")
+    plans = []
+    for target, forms in targets.items():
+        own = [plan for form in forms if (plan := _form_plan(target, form, wanted, calibrated=calibrated)) is not None]
+        if not own:
+            raise InputError(
+                f"target {target} has no {wanted.value} form",
+                hint="use --precision auto" if wanted is not PrecisionChoice.AUTO else "give --calibration DATA",
             )
-    return tuple(steps)
+        plans += own
+    return tuple(plans)
 
 
-def refusals(trial: Trial, options: CompileOptions) -> tuple[str, ...]:
-    """Say why a trial must not be packed; empty = it may. An exit code of a converter proves nothing."""
-    found = trial.measurement
-    if found is None:
+def refusals(trial: Trial, options: CompileOptions, *, must_be_faster: bool = False) -> tuple[str, ...]:
+    """Say why a trial must not be packed; empty = it may. An exit code of a converter proves nothing.
+
+    Args:
+        trial: With its measurement.
+        options: The bound.
+        must_be_faster: The product is for this very machine, where it must beat its float form.
+    """
+    if trial.measurement is None:
         return trial.refused
-    reasons = list(trial.refused)
-    if found.has_nan:
-        reasons.append("its answers hold NaN")
-    if found.drop > options.max_accuracy_drop:
-        reasons.append(f"it loses {found.drop:.4f}, at most {options.max_accuracy_drop:.4f} are allowed")
-    if found.agreement <= 0.5:
-        reasons.append(f"it agrees with the float model on {found.agreement:.1%} of the rows only")
-    if trial.candidate.precision is not Precision.FP32:
-        if trial.quantized_nodes == 0:
-            reasons.append("no convolution or matrix product was quantized")
-        if trial.size_bytes >= trial.float_size_bytes:
-            reasons.append(f"it is not smaller than float: {trial.size_bytes} and {trial.float_size_bytes} bytes")
+    reasons = [*trial.refused, *accuracy_refusals(trial.measurement, options)]
+    precision = trial.candidate.precision
+    if precision in _QUANTIZED and trial.quantized_nodes == 0:
+        reasons.append("no convolution or matrix product was quantized")
+    if precision is not Precision.FP32 and trial.size_bytes >= trial.float_size_bytes:
+        reasons.append(f"it is not smaller than float: {trial.size_bytes} and {trial.float_size_bytes} bytes")
+    if must_be_faster and precision is not Precision.FP32 and not reasons:
+        found = trial.measurement
+        if found.latency_ms >= found.float_latency_ms:
+            reasons.append(f"it is not faster here: {found.latency_ms:.3f} ms against {found.float_latency_ms:.3f} ms")
     return tuple(reasons)
 
 
-def choose(steps: Sequence[Step], trials: Sequence[Trial]) -> Verdict:
-    """Decide which trial of one target is packed: a quantized one if it may be, else float if that may be.
+def accuracy_refusals(found: Measurement, options: CompileOptions) -> tuple[str, ...]:
+    """The reasons that leaving layers in float can mend."""
+    reasons = []
+    if found.has_nan:
+        reasons.append("its answers hold NaN")
+    if found.drop > options.max_accuracy_drop + _ROUNDING:
+        reasons.append(f"it loses {found.drop:.4f}, at most {options.max_accuracy_drop:.4f} are allowed")
+    if found.agreement <= _LEAST_AGREEMENT:
+        reasons.append(f"it agrees with the float model to {found.agreement:.1%} only")
+    if found.float_positives and not found.positives:
+        reasons.append(f"it finds none of the float model's {found.float_positives} boxes")
+    drowned = [noise.field for noise in found.fields if noise.sqnr_db is not None and noise.sqnr_db < _LEAST_FIELD_DB]
+    if drowned:
+        reasons.append(f"there is more noise than signal in {', '.join(drowned)}")
+    return tuple(reasons)
+
+
+def choose(trials: Sequence[Trial], *, keep_float: bool) -> Verdict:
+    """Decide which trial of one form is packed: a smaller one if it may be, else float if that may be.
+
+    Of several, the one that loses least; then the one with least noise, fewest layers in float, the smallest.
 
     Args:
-        steps: The steps of the target that were carried out.
-        trials: Their results, in the same order.
+        trials: All that was tried; the float product is among them.
+        keep_float: Whether float may be packed.
     """
-    fit = [trial for step, trial in zip(steps, trials, strict=True) if step.keepable and not trial.refused]
-    quantized = [trial for trial in fit if trial.candidate.precision is not Precision.FP32]
-    if quantized:
-        best = min(quantized, key=lambda trial: _drop(trial.measurement))
+    fit = [trial for trial in trials if not trial.refused and trial.measurement is not None]
+    small = [trial for trial in fit if trial.candidate.precision is not Precision.FP32]
+    if small:
+        best = min(small, key=merit)
         return Verdict(kept=best.candidate, why="smaller than float and within the accuracy bound")
-    if fit:
+    floats = [trial for trial in fit if trial.candidate.precision is Precision.FP32]
+    if floats and keep_float:
         tried = [trial for trial in trials if trial.candidate.precision is not Precision.FP32]
-        why = _why_float(tried)
-        return Verdict(kept=fit[0].candidate, why=why)
+        return Verdict(kept=floats[0].candidate, why=_why_float(tried))
     closest = best_found(trials)
-    reasons = "; ".join(closest.refused) if closest else "nothing could be made"
-    return Verdict(kept=None, why=f"best found: {closest.candidate.recipe if closest else 'none'}: {reasons}")
+    reasons = "; ".join(closest.refused) if closest else ""
+    title = closest.candidate.title if closest else "none"
+    return Verdict(kept=None, why=f"best found: {title}: {reasons or 'float is not packed in this form'}")
+
+
+def is_redundant(trial: Trial, others: Sequence[Trial], options: CompileOptions) -> bool:
+    """Whether a variant that runs on fewer devices is hardly better than one of its precision that runs on more."""
+    gain = _WORTH_A_VARIANT * options.max_accuracy_drop
+    return any(
+        other.candidate.precision is trial.candidate.precision and merit(other)[0] <= merit(trial)[0] + gain
+        for other in others
+    )
 
 
 def best_found(trials: Sequence[Trial]) -> Trial | None:
     """The trial that lost least, refused or not; quantized ones first. None when nothing ran."""
     ran = [trial for trial in trials if trial.measurement is not None]
-    quantized = [trial for trial in ran if trial.candidate.precision is not Precision.FP32]
-    return min(quantized or ran, key=lambda trial: _drop(trial.measurement), default=None)
+    small = [trial for trial in ran if trial.candidate.precision is not Precision.FP32]
+    return min(small or ran, key=merit, default=None)
+
+
+def merit(trial: Trial) -> tuple[float, float, int, int]:
+    """What makes a trial better than another, smallest first."""
+    found = trial.measurement
+    if found is None or found.has_nan:
+        return float("inf"), 0.0, 0, 0
+    noise = found.sqnr_db
+    return (
+        max(round(found.drop, 9), 0.0),  # answers that happen to be better than float's are luck, not merit
+        -noise if noise is not None else float("-inf"),
+        len(trial.candidate.float_layers),
+        trial.size_bytes,
+    )
+
+
+def _form_plan(target: str, form: FormFacts, wanted: PrecisionChoice, *, calibrated: bool) -> FormPlan | None:
+    if wanted is PrecisionChoice.FP32:
+        if not form.float_fallback:
+            return None
+        return FormPlan(target=target, form=form.name, candidates=(), keep_float=True, mixed=False)
+    allowed = tuple(form.auto) if wanted is PrecisionChoice.AUTO else (Precision(wanted.value),)
+    candidates = tuple(
+        candidate
+        for candidate in form.candidates
+        if candidate.precision in allowed and (calibrated or candidate.precision is Precision.FP16)
+    )
+    keep_float = form.float_fallback and wanted is PrecisionChoice.AUTO
+    if not candidates and not keep_float:
+        return None
+    return FormPlan(target=target, form=form.name, candidates=candidates, keep_float=keep_float, mixed=True)
 
 
 def _why_float(tried: Sequence[Trial]) -> str:
@@ -122,19 +208,22 @@ def _why_float(tried: Sequence[Trial]) -> str:
         return "float: no quantized form was asked for, or there are no calibration data"
     best = best_found(tried) or tried[0]
     reasons = "; ".join(best.refused)
-    return f"float: {len(tried)} quantized forms were refused, the best ({best.candidate.recipe}) because {reasons}"
+    return f"float: {len(tried)} smaller forms were refused, the best ({best.candidate.title}) because {reasons}"
 
 
-def _drop(measurement: Measurement | None) -> float:
-    return float("inf") if measurement is None or measurement.has_nan else measurement.drop
-
-
-def _check_rows(model: ModelSpec) -> None:
+def _check_rows(model: ModelSpec, task: Task) -> None:
     for spec in model.signature.inputs:
         if spec.datatype is Datatype.BYTES:
             raise InputError(f"input {spec.name!r} takes strings", hint="compile the part of the model after them")
-        if not spec.shape or spec.shape[0] not in (-1, 1):
+        if spec.name in task.state:
+            continue
+        if not spec.shape:
+            raise InputError(
+                f"input {spec.name!r} is a scalar",
+                hint=f"fix it in the task: [constants] {spec.name} = VALUE, or carry it as [state]",
+            )
+        if spec.shape[0] not in (-1, 1):
             raise InputError(
                 f"input {spec.name!r} has shape {list(spec.shape)}: the first axis must count rows and be 1 or vary",
-                hint="export the model with a dynamic batch, or a batch of 1",
+                hint="export the model with a dynamic batch, or a batch of 1; name what is carried over in [state]",
             )

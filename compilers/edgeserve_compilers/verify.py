@@ -1,10 +1,11 @@
-"""Run a product by its own runtime and hold it against the float model: accuracy, noise, latency, golden tolerance."""
+"""Run a product by its own runtime and hold it against the float model: accuracy, noise, latency."""
 
 from __future__ import annotations
 
 import math
 import statistics
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,30 +13,25 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeserve.contracts.errors import InputError
-from edgeserve.contracts.limits import GOLDEN_ROWS, MAX_GOLDEN_BYTES
-from edgeserve.contracts.task import Task
-from edgeserve.contracts.variant import Tolerance
-from edgeserve.golden import Golden, compare
+from edgeserve.contracts.task import METRICS, WITHOUT_LABELS, Kind, Metric, Task
 from edgeserve.runtimes.base import LoadedModel, Tensors
-from edgeserve.runtimes.rows import run_rows
-from edgeserve.task import Correct, Predictions, correct, predictions, scores
-from edgeserve_compilers.data import Dataset
-from edgeserve_compilers.interval import paired_interval
-from edgeserve_compilers.spec import Measurement
+from edgeserve.runtimes.rows import run_sequences, run_task
+from edgeserve.task.answers import Answers, Detections, Truth
+from edgeserve.task.decode import decode, fields, judging_score
+from edgeserve.task.score import Score, agreement, as_truth, score
+from edgeserve_compilers.data.dataset import Dataset
+from edgeserve_compilers.interval import drop_interval
+from edgeserve_compilers.spec import FieldNoise, Measurement
 
 _WARM_UP: Final = 3
 _PAIRS: Final = 100
 _LATENCY_BUDGET_S: Final = 0.5
 """A slow model is timed on fewer calls, at least three."""
-_ATOL_MARGIN: Final = 3.0
-"""Over many rows the largest difference from float is at least half a step of the int8 grid of the scores; kernels of
-another CPU may round to the next step, twice that much further off."""
-_FLOAT_NOISE: Final = 1e-3
-"""Of a value, and of the largest score: what summing in another order changes in float32, with room."""
-_AGREEMENT_ROWS: Final = 2
-"""Rows near a tie that another CPU may decide differently."""
-_LEAST_AGREEMENT: Final = 0.51
-"""A tolerance below one half would pass a model that is wrong more often than right."""
+INFINITE_NOISE: Final = 1e20
+_DROWNED_DB: Final = -200.0
+"""Stand for infinite noise, which JSON does not have."""
+
+Fields = Mapping[str, npt.NDArray[np.float64]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,38 +40,61 @@ class Reference:
 
     data: Dataset
     task: Task
+    """With every name filled in, and the metric that is used."""
     outputs: Tensors
-    predictions: Predictions
-    truth: Predictions
-    """The labels, or the float model's own predictions where there are none."""
+    fields: Fields
+    answers: Answers
+    truth: Truth
+    """The labels, or the float model's own answers where there are none."""
+    labelled: bool
+    score: Score
 
-    @property
-    def right(self) -> Correct:
-        """Rows that the float model has right."""
-        return correct(self.predictions, self.truth)
+
+def metric_of(task: Task, data: Dataset) -> str:
+    """The metric that judges a task on these data.
+
+    Raises:
+        InputError: It needs labels, and there are none.
+    """
+    own_truth = {WITHOUT_LABELS[task.kind], Metric.AGREEMENT}
+    if data.truth is not None:
+        return task.metric or METRICS[task.kind][0].value
+    if task.metric and task.metric not in {metric.value for metric in own_truth} | {Metric.SQNR.value}:
+        if task.metric in (Metric.TOP1, Metric.TOP5, Metric.MAP):
+            return WITHOUT_LABELS[task.kind].value  # the report says that labels were missing
+        if ":" in task.metric:
+            raise InputError(f"metric {task.metric} needs labels, {data.file} has none", hint="give labelled data")
+    return task.metric or WITHOUT_LABELS[task.kind].value
 
 
 def refer(model: LoadedModel, data: Dataset, task: Task) -> Reference:
     """Run the float model on the rows that decide.
 
     Raises:
-        InputError: The model is not a classifier, answers NaN, or does not fit the labels.
+        InputError: Its outputs are not those of the task, hold NaN, or do not fit the labels.
     """
-    outputs = run_rows(model, data.inputs)
-    table = scores(task, outputs)
-    if np.isnan(table).any():
+    outputs = run_task(model, data.inputs, task.state)
+    found = fields(task, outputs)
+    broken = [name for name, array in found.items() if np.isnan(array).any()]
+    if broken:
+        rows = int(np.isnan(found[broken[0]]).reshape(len(found[broken[0]]), -1).any(axis=1).sum())
         raise InputError(
-            f"the float model itself answers NaN on {int(np.isnan(table).any(axis=1).sum())} rows of {data.file}",
+            f"the float model itself answers NaN on {rows} rows of {data.file}",
             hint="check the scale of the data and the export of the model",
         )
-    classes = table.shape[1]
-    if task.labels and len(task.labels) != classes:
-        raise InputError(f"{len(task.labels)} labels are given, the model scores {classes} classes")
-    if data.labels is not None and data.labels.max() >= classes:
-        raise InputError(f"{data.file}: labels go up to {data.labels.max()}, the model scores {classes} classes from 0")
-    predicted = predictions(task, outputs)
-    truth = predicted if data.labels is None else data.labels
-    return Reference(data=data, task=task, outputs=outputs, predictions=predicted, truth=truth)
+    _check_labels(task, found, data)
+    answers = decode(task, outputs, least_score=judging_score(task))
+    truth = as_truth(task, answers) if data.truth is None else data.truth
+    return Reference(
+        data=data,
+        task=task,
+        outputs=outputs,
+        fields=found,
+        answers=answers,
+        truth=truth,
+        labelled=data.truth is not None,
+        score=score(task, task.metric, answers, truth),
+    )
 
 
 def measure(model: LoadedModel, outputs: Tensors, baseline: LoadedModel, reference: Reference) -> Measurement:
@@ -84,81 +103,93 @@ def measure(model: LoadedModel, outputs: Tensors, baseline: LoadedModel, referen
     Args:
         model: The product.
         outputs: Its answers on the reference's rows.
-        baseline: The target's float form, timed in turns with it; may be `model`.
+        baseline: The form's float product, timed in turns with it; may be `model`.
         reference: The float model's answers.
     """
-    predicted = predictions(reference.task, outputs)
-    ours, theirs = correct(predicted, reference.truth), reference.right
-    low, high = paired_interval(
-        both=int((theirs & ours).sum()),
-        first_only=int((theirs & ~ours).sum()),
-        second_only=int((~theirs & ours).sum()),
-        neither=int((~theirs & ~ours).sum()),
-    )
-    table = scores(reference.task, outputs)
-    latency_ms, float_latency_ms = _latencies(model, baseline, reference.data.take(slice(0, 1)))
+    task = reference.task
+    answers = decode(task, outputs, least_score=judging_score(task))
+    found = fields(task, outputs)
+    ours = score(task, task.metric, answers, reference.truth)
+    low, high, _method = drop_interval(ours, reference.score)
+    latency_ms, float_latency_ms = _latencies(model, baseline, reference)
     return Measurement(
-        value=float(ours.mean()),
-        float_value=float(theirs.mean()),
-        drop=float(theirs.mean() - ours.mean()),
+        value=ours.value,
+        float_value=reference.score.value,
+        drop=reference.score.value - ours.value,
         drop_low=low,
         drop_high=high,
-        agreement=float(correct(predicted, reference.predictions).mean()),
-        sqnr_db=_sqnr_db(scores(reference.task, reference.outputs), table),
-        has_nan=any(bool(np.isnan(array).any()) for array in outputs.values()),
+        agreement=float(agreement(task, answers, reference.answers).mean()),
+        fields=tuple(
+            FieldNoise(field=name, sqnr_db=_decibels(noise_share(reference.fields[name], array)))
+            for name, array in found.items()
+        ),
+        has_nan=any(array.dtype.kind == "f" and bool(np.isnan(array).any()) for array in outputs.values()),
+        positives=_positives(task, answers),
+        float_positives=_positives(task, reference.answers),
         latency_ms=latency_ms,
         float_latency_ms=float_latency_ms,
         executing_device=model.executing_device,
     )
 
 
-def golden_rows(reference: Reference) -> npt.NDArray[np.int64]:
-    """Which rows make the golden set: evenly spread over the data, so that sorted classes are all met."""
-    arrays = [*reference.data.inputs.values(), *reference.outputs.values()]
-    row_bytes = sum(array.nbytes for array in arrays) // reference.data.rows
-    count = min(GOLDEN_ROWS, reference.data.rows, max(1, (MAX_GOLDEN_BYTES // 2) // max(row_bytes, 1)))
-    return np.linspace(0, reference.data.rows - 1, count).astype(np.int64)
+def noise_share(expected: npt.NDArray[np.float64], found: npt.NDArray[np.float64]) -> float:
+    """Noise power over signal power; infinite when `found` holds NaN or the signal is nothing but noise is there."""
+    with np.errstate(invalid="ignore", over="ignore"):  # infinities are a finding, not a fault
+        noise = float(np.square(expected - found).sum())
+        signal = float(np.square(expected).sum())
+    if not math.isfinite(noise):
+        return math.inf
+    if noise == 0:
+        return 0.0
+    return noise / signal if signal > 0 else math.inf
 
 
-def golden_set(reference: Reference) -> Golden:
-    """Some of the rows with the float model's answers."""
-    rows = golden_rows(reference)
-    return Golden(
-        inputs=reference.data.take(rows), outputs={name: array[rows] for name, array in reference.outputs.items()}
-    )
+def worst_noise(task: Task, outputs: Tensors, expected: Fields) -> float:
+    """`noise_share` of the noisiest decoded field, each judged by itself whatever the others' range; at most 1e20."""
+    found = fields(task, outputs)
+    shares = (noise_share(array, found[name]) for name, array in expected.items())
+    return min(max(shares), INFINITE_NOISE)
 
 
-def tolerance(outputs: Tensors, reference: Reference, *, native: bool) -> Tolerance:
-    """What a device must reach on the golden set, from how far this product is from the float model there.
-
-    Args:
-        outputs: The product's answers on the reference's rows.
-        reference: The float model's answers.
-        native: Whether this machine ran the product as devices will. What did not is held to agreement only.
-    """
-    rows = golden_rows(reference)
-    expected = {name: array[rows] for name, array in reference.outputs.items()}
-    apart = compare(expected, {name: array[rows] for name, array in outputs.items()}, reference.task)
-    agreement = max(apart.agreement - _AGREEMENT_ROWS / len(rows), _LEAST_AGREEMENT)
-    if not native:
-        return Tolerance(agreement=agreement)
-    finite = (np.abs(array[np.isfinite(array)].astype(np.float64)) for array in expected.values())
-    largest = max((float(values.max()) for values in finite if values.size), default=0.0)
-    atol = max(_ATOL_MARGIN * apart.max_abs_difference, _FLOAT_NOISE * largest, _FLOAT_NOISE * _FLOAT_NOISE)
-    return Tolerance(rtol=_FLOAT_NOISE, atol=atol, agreement=agreement)
+def _positives(task: Task, answers: Answers) -> int:
+    if task.boxes is None:
+        return 0
+    least = task.boxes.score
+    return sum(int((answer.scores >= least).sum()) for answer in answers if isinstance(answer, Detections))
 
 
-def _latencies(model: LoadedModel, baseline: LoadedModel, row: Tensors) -> tuple[float, float]:
+def _check_labels(task: Task, found: Fields, data: Dataset) -> None:
+    scores = found.get("scores")
+    if scores is None:
+        return
+    classes = scores.shape[-1]
+    if task.labels and len(task.labels) != classes:
+        raise InputError(f"{len(task.labels)} labels are given, the model scores {classes} classes")
+    truth = data.truth
+    if task.kind in (Kind.CLASSIFICATION, Kind.KEYWORDS) and isinstance(truth, np.ndarray) and truth.max() >= classes:
+        raise InputError(f"{data.file}: labels go up to {truth.max()}, the model scores {classes} classes from 0")
+
+
+def _latencies(model: LoadedModel, baseline: LoadedModel, reference: Reference) -> tuple[float, float]:
     """Median milliseconds of one call of each, in turns, so that a busy machine slows both alike."""
+    data, state = reference.data, reference.task.state
+    row = {name: array[:1, :1] if state else array[:1] for name, array in data.inputs.items()}
+
+    def call(contender: LoadedModel) -> None:
+        if state:
+            run_sequences(contender, row, state)
+        else:
+            contender.run(row)
+
     contenders = [model] if model is baseline else [model, baseline]
     for contender in contenders * _WARM_UP:
-        contender.run(row)
+        call(contender)
     spent: list[list[float]] = [[] for _ in contenders]
     end = time.perf_counter() + _LATENCY_BUDGET_S
     for turn in range(_PAIRS):
         for place in range(len(contenders))[:: 1 if turn % 2 else -1]:
             began = time.perf_counter()
-            contenders[place].run(row)
+            call(contenders[place])
             spent[place].append((time.perf_counter() - began) * 1e3)
         if turn >= _WARM_UP - 1 and time.perf_counter() > end:
             break
@@ -166,9 +197,7 @@ def _latencies(model: LoadedModel, baseline: LoadedModel, row: Tensors) -> tuple
     return medians[0], medians[-1]
 
 
-def _sqnr_db(expected: npt.NDArray[np.float64], found: npt.NDArray[np.float64]) -> float | None:
-    noise = float(np.square(expected - found).sum())
-    signal = float(np.square(expected).sum())
-    if noise == 0 or signal == 0 or not math.isfinite(noise / signal):
+def _decibels(share: float) -> float | None:
+    if share == 0:
         return None
-    return 10 * math.log10(signal / noise)
+    return -10 * math.log10(share) if math.isfinite(share) else _DROWNED_DB

@@ -38,7 +38,7 @@ from edgeserve.contracts.oci import (
 from edgeserve.contracts.variant import VARIANT_CONFIG_TYPE, VARIANT_FILE_TYPE, VariantContract
 from edgeserve.release.blobs import BlobFolder, digest_file, digest_of, file_chunks
 from edgeserve.release.documents import check_variant, parse_contract, parse_index, parse_manifest
-from edgeserve.release.layout import INDEX_FILE, LAYOUT_FILE, Release, open_release
+from edgeserve.release.layout import INDEX_FILE, LAYOUT_FILE, Release, open_release, verify_release
 from edgeserve.release.tar import tar_chunks
 
 _SCHEMA: Final = 2
@@ -130,20 +130,8 @@ class ReleaseBuilder:
             ConflictError: Something is at `destination`.
             DeviceError: It could not be written.
         """
-        if destination.exists() or destination.is_symlink():
-            raise ConflictError(f"{destination} exists already", hint="remove it or choose another name")
         blobs = dict(self._blobs)
-        heads = self._finish(blobs)
-        try:
-            destination.parent.mkdir(parents=True, exist_ok=True)
-            if destination.name.endswith(".tar"):
-                _write_tar(destination, heads, blobs)
-            else:
-                _write_folder(destination, heads, blobs)
-        except OSError as error:
-            hint = "check space and permissions of the folder"
-            raise DeviceError(f"cannot write {destination}: {error.strerror or error}", hint=hint) from error
-        return open_release(destination)
+        return _write(destination, self._finish(blobs), blobs)
 
     def _finish(self, blobs: dict[str, _Blob]) -> dict[str, bytes]:
         """Add evidence manifest and image index to `blobs`; return the layout's own files."""
@@ -169,12 +157,54 @@ class ReleaseBuilder:
             )
         )
         parse_index(index)
-        root = _add(blobs, INDEX_TYPE, index, {REF_NAME: self._identity.version}, RELEASE_TYPE)
-        layout_index = LayoutIndex(schema_version=_SCHEMA, media_type=INDEX_TYPE, manifests=(root,))
-        return {
-            LAYOUT_FILE: encode(ImageLayout(image_layout_version=LAYOUT_VERSION)),
-            INDEX_FILE: encode(layout_index),
-        }
+        return _heads(_add(blobs, INDEX_TYPE, index, {REF_NAME: self._identity.version}, RELEASE_TYPE))
+
+
+def copy_release(source: Path, destination: Path) -> Release:
+    """Write a release folder to another place, as a folder or one `.tar`: same blobs, same digest.
+
+    Raises:
+        NotFoundError, InputError, TrustError: `source` is not a whole release; every byte is checked.
+        ConflictError, DeviceError: As `ReleaseBuilder.write`.
+    """
+    release = verify_release(source)
+    folder = BlobFolder(source / "blobs")
+    blobs = {
+        descriptor.digest: _Blob(descriptor.digest, descriptor.size, folder.path(descriptor.digest))
+        for descriptor in release.blob_descriptors()
+    }
+    root = Descriptor(
+        media_type=INDEX_TYPE,
+        digest=release.digest,
+        size=release.index_size,
+        annotations={REF_NAME: release.identity.version},
+        artifact_type=RELEASE_TYPE,
+    )
+    return _write(destination, _heads(root), blobs)
+
+
+def _heads(root: Descriptor) -> dict[str, bytes]:
+    """The layout's own files."""
+    layout_index = LayoutIndex(schema_version=_SCHEMA, media_type=INDEX_TYPE, manifests=(root,))
+    return {
+        LAYOUT_FILE: encode(ImageLayout(image_layout_version=LAYOUT_VERSION)),
+        INDEX_FILE: encode(layout_index),
+    }
+
+
+def _write(destination: Path, heads: dict[str, bytes], blobs: dict[str, _Blob]) -> Release:
+    if destination.exists() or destination.is_symlink():
+        raise ConflictError(f"{destination} exists already", hint="remove it or choose another name")
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        if destination.name.endswith(".tar"):
+            _write_tar(destination, heads, blobs)
+        else:
+            _write_folder(destination, heads, blobs)
+    except OSError as error:
+        hint = "check space and permissions of the folder"
+        raise DeviceError(f"cannot write {destination}: {error.strerror or error}", hint=hint) from error
+    return open_release(destination)
 
 
 def _add_file(blobs: dict[str, _Blob], title: str, path: Path) -> Descriptor:
