@@ -37,7 +37,7 @@ class EventKind(str, Enum):
     KEPT = "kept"
     """The release was active here before and is still on disk, intact: no download and no trial is needed."""
     TRIED = "tried"
-    """A child process loaded it and reproduced the golden set."""
+    """A child process loaded it and reproduced the golden set; of several variants the fastest here was picked."""
     READY = "ready"
     """It is loaded in the serving process beside what answers."""
     ACTIVATED = "activated"
@@ -67,7 +67,9 @@ class Event:
     blame: bool = False
     """The release itself is at fault: its digest goes into quarantine."""
     variant: str = ""
-    """Manifest digest of the variant that was chosen (FETCHED, KEPT)."""
+    """Manifest digest of the variant that was chosen (FETCHED, KEPT), or picked of several that were tried (TRIED)."""
+    latency_ms: float = 0.0
+    """Median of one row in the trial of that variant (TRIED); 0 = not measured."""
     downloaded: int = 0
     """Bytes that came over the network for it; counted against the device's daily limit."""
 
@@ -88,6 +90,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """Release digest that answered when it was ordered; empty when none did."""
     state: State = State.IDLE
     variant: str = ""
+    latency_ms: float = 0.0
+    """Median of one row in its trial; 0 = not measured."""
     reason: str = ""
     blamed: bool = False
     writes: int = 0
@@ -113,12 +117,12 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Fetch:
-    """Bring all blobs of the variant for this device here and verify them."""
+    """Bring all blobs of the variants for this device here and verify them."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Unpack the variant and try it in a child process."""
+    """Unpack the variant and try it in a child process; of several, each, to pick the fastest."""
 
 
 @dataclass(frozen=True)
@@ -238,6 +242,7 @@ def step(record: Record, event: Event) -> tuple[Record, tuple[Effect, ...]]:
         record,
         state=state,
         variant=event.variant or record.variant,
+        latency_ms=event.latency_ms or record.latency_ms,
         reason=_short(event.reason) or record.reason,
         blamed=record.blamed or event.blame,
         writes=record.writes + 1,

@@ -22,6 +22,7 @@ from edgeserve.contracts.limits import SERVING_LOAD_S, SERVING_START_S
 from edgeserve.contracts.oci import Descriptor
 from edgeserve.release.blobs import BlobFolder, digest_file
 from edgeserve.release.documents import CONTRACT_FILE
+from edgeserve.release.layout import Variant
 from edgeserve.release.unpack import unpack_variant
 from edgeserve_agent import control, slots
 from edgeserve_agent.config import AgentConfig
@@ -39,7 +40,8 @@ from edgeserve_agent.deployment import (
 )
 from edgeserve_agent.download import StoppedError
 from edgeserve_agent.journal import Entry, Journal
-from edgeserve_agent.sandbox import TRIAL_COMMAND, TrialError, run_trial
+from edgeserve_agent.picking import pick
+from edgeserve_agent.sandbox import TRIAL_COMMAND, TrialAnswer, TrialError, run_trial
 from edgeserve_agent.slots import ModelSlots, Slot
 from edgeserve_agent.source import RegistrySource
 from edgeserve_agent.sweep import sweep
@@ -141,8 +143,8 @@ class Installer:
         previous = slots.read(self._state_dir).of(target.model).previous
         if previous is not None and previous.release == target.release:
             with contextlib.suppress(EdgeServeError):
-                kept = self._verified(entry, NoSource())
-                if kept.variant.digest == previous.variant and self._is_intact(previous.folder(self._state_dir), kept):
+                kept = self._verified(entry, NoSource(), only=previous.variant)
+                if self._is_intact(previous.folder(self._state_dir), kept.variant):
                     return Event(kind=EventKind.KEPT, variant=previous.variant)
         journal = self._journal()
         source = RegistrySource(self._config, entry, journal, blobs=self.blobs, partial=self._partial, stop=stop)
@@ -155,7 +157,7 @@ class Installer:
             source.close()
         return Event(kind=EventKind.FETCHED, variant=candidate.variant.digest, downloaded=source.downloaded)
 
-    def _verified(self, entry: Entry, source: Source) -> Candidate:
+    def _verified(self, entry: Entry, source: Source, *, only: str = "") -> Candidate:
         return verify(
             entry.record.target,
             blobs=self.blobs,
@@ -163,29 +165,26 @@ class Installer:
             limits=self._config.limits,
             facts=self._facts,
             targets=self._targets,
+            only=only,
         )
 
-    def _unpacked(self, entry: Entry) -> tuple[Candidate, Path]:
-        """The candidate, verified once more from disk, and the folder that holds its files, intact."""
-        candidate = self._verified(entry, NoSource())
-        if candidate.variant.digest != entry.record.variant:
-            raise DeviceError(f"this device now fits another variant than {entry.record.variant}")
-        folder = _slot(entry).folder(self._state_dir)
-        if not self._is_intact(folder, candidate):
+    def _unpacked(self, entry: Entry, variant: Variant) -> Path:
+        """The folder that holds the files of a variant, intact; it was verified just now."""
+        folder = _slot(entry, variant.digest).folder(self._state_dir)
+        if not self._is_intact(folder, variant):
             self._on_effect("unpack:before")
             if folder.exists():
                 shutil.rmtree(folder)
-            unpack_variant(self.blobs, candidate.variant, folder)
+            unpack_variant(self.blobs, variant, folder)
             self._on_effect("unpack:after")
-        return candidate, folder
+        return folder
 
-    def _is_intact(self, folder: Path, candidate: Candidate) -> bool:
+    def _is_intact(self, folder: Path, variant: Variant) -> bool:
         """Tell whether an unpacked variant has the bytes that its manifest names; its blobs were verified just now."""
-        manifest = candidate.variant.manifest
         try:
-            if digest_file(folder / CONTRACT_FILE)[0] != manifest.config.digest:
+            if digest_file(folder / CONTRACT_FILE)[0] != variant.manifest.config.digest:
                 return False
-            return all(self._is_blob(folder / title, blob) for title, blob in candidate.variant.files.items())
+            return all(self._is_blob(folder / title, blob) for title, blob in variant.files.items())
         except (EdgeServeError, OSError):
             return False
 
@@ -195,26 +194,30 @@ class Installer:
         return digest_file(path) == (blob.digest, blob.size)
 
     def _stage(self, entry: Entry, stop: threading.Event) -> Event:
-        candidate, folder = self._unpacked(entry)
-        answer = run_trial(
-            folder,
-            self.blobs.path(candidate.golden.digest),
-            simulate=self._config.device.simulate,
-            threads=self._config.serving.threads,
-            stop=stop,
-            command=self._trial_command,
-        )
+        candidate = self._verified(entry, NoSource())
+
+        def attempt(variant: Variant) -> TrialAnswer:
+            return run_trial(
+                self._unpacked(entry, variant),
+                self.blobs.path(candidate.golden.digest),
+                simulate=self._config.device.simulate,
+                threads=self._config.serving.threads,
+                stop=stop,
+                command=self._trial_command,
+            )
+
         _log.info(
-            "%s %s passed its trial on %s: %d rows, agreement %.3f",
-            entry.record.model, entry.record.target.version, answer.executing_device, answer.rows, answer.agreement,
-        )  # fmt: skip
-        return Event(kind=EventKind.TRIED)
+            "%s %s: trying %d variants", entry.record.model, entry.record.target.version, len(candidate.alternatives)
+        )
+        picked, answer = pick(candidate.alternatives, attempt)
+        return Event(kind=EventKind.TRIED, variant=picked.digest, latency_ms=answer.latency_ms)
 
     def _prepare(self, entry: Entry, stop: threading.Event) -> Event:
-        _candidate, folder = self._unpacked(entry)
+        candidate = self._verified(entry, NoSource(), only=entry.record.variant)
+        folder = self._unpacked(entry, candidate.variant)
         if self._serving is not None:
             self._on_effect("load:before")
-            self._load(_slot(entry), entry.record.model, folder, stop)
+            self._load(_slot(entry, entry.record.variant), entry.record.model, folder, stop)
             self._on_effect("load:after")
         return Event(kind=EventKind.READY)
 
@@ -251,7 +254,8 @@ class Installer:
         known = slots.read(self._state_dir)
         if (active := known.of(model).active) is None or active.release != entry.record.release:
             self._on_effect("switch:before")
-            slots.write(self._state_dir, known.having(ModelSlots(model=model, active=_slot(entry), previous=active)))
+            slot = _slot(entry, entry.record.variant)
+            slots.write(self._state_dir, known.having(ModelSlots(model=model, active=slot, previous=active)))
             self._on_effect("switch:after")
         try:
             self._call(control.Activate(model=model, release=entry.record.release), control.Done)
@@ -311,9 +315,9 @@ class _LoadError(DeviceError):
     """The serving process cannot load the candidate."""
 
 
-def _slot(entry: Entry) -> Slot:
+def _slot(entry: Entry, variant: str) -> Slot:
     target = entry.record.target
-    return Slot(release=target.release, version=target.version, variant=entry.record.variant)
+    return Slot(release=target.release, version=target.version, variant=variant)
 
 
 def _failure(effect: Effect, error: EdgeServeError) -> Event:

@@ -85,6 +85,8 @@ class Reporter:
                 fields.update(target=contract.target, precision=contract.precision.value)
         if entry is not None:
             record = entry.record
+            if served is not None and (record.release, record.variant) == (served.release, served.variant):
+                fields.update(latency_ms=record.latency_ms)
             fields.update(
                 state=record.state,
                 release=record.release,

@@ -34,6 +34,8 @@ class TrialAnswer(msgspec.Struct, frozen=True, kw_only=True):
     agreement: float = 0.0
     load_s: float = 0.0
     run_s: float = 0.0
+    latency_ms: float = 0.0
+    """Median of one warm call with one row; 0 = not measured."""
 
 
 class TrialError(DeviceError):

@@ -62,8 +62,9 @@ class RegistrySource:
         Raises:
             DeviceError: It would.
         """
-        if self._limit and missing and self._used + missing > self._limit:
-            message = f"{missing} bytes to download, {self._used} of the {self._limit} allowed a day are used"
+        used = self._used + self.downloaded
+        if self._limit and missing and used + missing > self._limit:
+            message = f"{missing} bytes to download, {used} of the {self._limit} allowed a day are used"
             raise DeviceError(message, hint="max_download_bytes_per_day is in [limits] of agent.toml")
 
     @property

@@ -6,6 +6,7 @@ and again, from disk, before it is tried and before it is loaded.
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -14,14 +15,14 @@ from edgeserve import __version__
 from edgeserve.contracts.desired import ModelTarget
 from edgeserve.contracts.device import DeviceFacts
 from edgeserve.contracts.errors import DeviceError, InputError, NotFoundError, TrustError
-from edgeserve.contracts.limits import MAX_CONFIG_BYTES, MAX_GOLDEN_BYTES, MAX_INDEX_BYTES
+from edgeserve.contracts.limits import MAX_ALTERNATIVES, MAX_CONFIG_BYTES, MAX_GOLDEN_BYTES, MAX_INDEX_BYTES
 from edgeserve.contracts.oci import GOLDEN_TYPE, INDEX_TYPE, Descriptor, Index
 from edgeserve.release.blobs import BlobFolder
 from edgeserve.release.documents import check_variant, is_evidence, parse_contract, parse_index, parse_manifest
 from edgeserve.release.layout import Variant
 from edgeserve.trust.verified import VerifiedRelease
 from edgeserve_agent.config import LimitsSection
-from edgeserve_devices.match import choose
+from edgeserve_devices.match import choose, title
 
 CHECKS: Final = (
     "the device's own limits allow the model",
@@ -34,6 +35,7 @@ CHECKS: Final = (
     "every file has the digest and length that its manifest names",
 )
 """What a `VerifiedRelease` of this module went through, in order."""
+_log = logging.getLogger("edgeserve.agent")
 
 
 class Source(Protocol):
@@ -69,10 +71,12 @@ class Candidate:
 
     verified: VerifiedRelease
     golden: Descriptor
+    alternatives: tuple[Variant, ...]
+    """Variants between which only a trial on this device can decide, each as verified as the first, `variant`."""
 
     @property
     def variant(self) -> Variant:
-        """The variant for this device."""
+        """The variant for this device; where there are alternatives, the best guess."""
         return self.verified.variant
 
 
@@ -84,8 +88,19 @@ def verify(
     limits: LimitsSection,
     facts: DeviceFacts,
     targets: tuple[str, ...] = (),
+    only: str = "",
 ) -> Candidate:
     """Go through all checks.
+
+    Args:
+        target: What the desired document says.
+        blobs: What is on disk.
+        source: Where the rest comes from.
+        limits: Of this device.
+        facts: What variants are matched against.
+        targets: Preferred targets, best first.
+        only: Manifest digest of the variant that was picked before; empty = all between which a trial must decide,
+            at most MAX_ALTERNATIVES, less those that there is no room or allowance for.
 
     Raises:
         TrustError: Bytes are not what a digest names, or the release is not the one that the target describes.
@@ -127,12 +142,17 @@ def verify(
     choice = choose([variant.contract for variant in variants], facts, targets=targets)
     if choice.index is None:
         raise DeviceError(f"no variant fits this device: {'; '.join(choice.reasons)[:1000]}")
-    variant = variants[choice.index]
+    fitting = [variants[position] for position in choice.alternatives[:MAX_ALTERNATIVES]]
+    if only:
+        fitting = [variant for variant in fitting if variant.digest == only]
+        if not fitting:
+            raise DeviceError(f"this device now fits another variant than {only}")
 
     # 6. This agent is new enough for it.
-    if _numbers(variant.contract.minimum_agent) > _numbers(__version__):
+    usable = [variant for variant in fitting if _numbers(variant.contract.minimum_agent) <= _numbers(__version__)]
+    if not usable:
         raise DeviceError(
-            f"the variant needs edgeserve {variant.contract.minimum_agent[:40]}, this is {__version__}",
+            f"the variant needs edgeserve {fitting[0].contract.minimum_agent[:40]}, this is {__version__}",
             hint="update edgeserve on the device",
         )
 
@@ -140,12 +160,9 @@ def verify(
     golden = _golden(index, store)
 
     # 8. Every file has the digest and length that its manifest names.
-    files = (*variant.manifest.layers, golden)
-    source.plan(sum(blob.size for blob in files if not blobs.has(blob.digest, blob.size)))
-    for blob in files:
-        store.ensure(blob)
-    verified = VerifiedRelease(digest=target.release, identity=identity, variant=variant, checks=CHECKS)
-    return Candidate(verified=verified, golden=golden)
+    whole = _whole(usable, golden, store)
+    verified = VerifiedRelease(digest=target.release, identity=identity, variant=whole[0], checks=CHECKS)
+    return Candidate(verified=verified, golden=golden, alternatives=whole)
 
 
 class _Store:
@@ -169,6 +186,35 @@ class _Store:
             raise InputError(f"{blob.digest} declares {blob.size} bytes, at most {limit} are allowed")
         self.ensure(blob)
         return self._blobs.read(blob.digest, limit=limit)
+
+    def ensure_all(self, files: tuple[Descriptor, ...]) -> None:
+        self._source.plan(sum(blob.size for blob in files if not self._blobs.has(blob.digest, blob.size)))
+        for blob in files:
+            self.ensure(blob)
+
+
+def _whole(usable: list[Variant], golden: Descriptor, store: _Store) -> tuple[Variant, ...]:
+    """The variants whose files are here, every byte: one is enough, so what has no room for another leaves that out.
+
+    Raises:
+        TrustError, TransientError: As `verify`: bytes that are wrong, and a network that fails, leave nothing out.
+        DeviceError, NotFoundError: There is none.
+    """
+    whole: list[Variant] = []
+    first: DeviceError | NotFoundError | None = None
+    for variant in usable:
+        try:
+            store.ensure_all((*variant.manifest.layers, golden))
+        except (DeviceError, NotFoundError) as error:
+            first = first or error
+            if len(usable) > 1:
+                _log.info("%s is left out: %s", title(variant.contract), error.message)
+            continue
+        whole.append(variant)
+    if not whole:
+        assert first is not None
+        raise first
+    return tuple(whole)
 
 
 def _golden(index: Index, store: _Store) -> Descriptor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -98,7 +99,7 @@ def match(
     targets = load_profile(facts.profile, folder=profiles).targets if facts.profile else ()
     choice = choose(contracts, facts, targets=targets)
     if as_json:
-        print_json({"device": facts, "index": choice.index, "reasons": choice.reasons})
+        print_json({"device": facts, **asdict(choice)})
     else:
         marks = ["*" if index == choice.index else "" for index in range(len(contracts))]
         rows = zip(marks, *zip(*(reason.split(": ", 1) for reason in choice.reasons), strict=True), strict=True)

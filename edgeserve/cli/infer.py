@@ -1,4 +1,4 @@
-"""`edgeserve infer`: send inputs from a file to a model server."""
+"""`edgeserve infer`: send inputs from files to a model server; tensors here, pictures and sound by `infer_files`."""
 
 from __future__ import annotations
 
@@ -21,15 +21,34 @@ _MOST_SHOWN = 8
 def command(
     url: Annotated[str, typer.Argument(metavar="URL", help="Of the server, such as http://127.0.0.1:8000.")],
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Name of the model.")],
-    source: Annotated[Path, typer.Option("--input", help="An .npz or .json with one array for each input, by name.")],
-    output: Annotated[Path | None, typer.Option("--output", help="Write the outputs to this .npz.")] = None,
+    source: Annotated[
+        Path,
+        typer.Option(
+            "--input",
+            help="An .npz or .json with one array for each input, by name; a picture or WAV; or a folder of these.",
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", help="Write the outputs to this .npz; the answers to files to this .json."),
+    ] = None,
     version: Annotated[str, typer.Option("--version", help="Of the model; the active one if not given.")] = "",
     request_id: Annotated[str, typer.Option("--id", help="Request id, for feedback.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Send inputs to a model server and show what it answers."""
+    """Send inputs to a model server and show what it answers.
+
+    Pictures and sound are sent as they are: the server makes tensors of them as the model's task says, and answers with
+    classes or boxes. Of a folder every such file is sent; exit code 1 when one of them got no answer.
+    """
+    from edgeserve.cli import infer_files
     from edgeserve.client.inference import InferenceClient
 
+    if infer_files.takes(source):
+        infer_files.infer_files(
+            InferenceClient(url), model, source, version=version, request_id=request_id, output=output, as_json=as_json
+        )
+        return
     if output is not None and output.suffix != ".npz":
         raise InputError(f"--output {output} is not an .npz")
     client = InferenceClient(url)
@@ -60,7 +79,8 @@ def _read(path: Path, metadata: ModelMetadata) -> dict[str, Tensor]:
 
     if path.suffix not in (".npz", ".json"):
         raise InputError(
-            f"--input {path} is neither .npz nor .json", hint="numpy.savez('rows.npz', INPUT=array) writes one"
+            f"--input {path} is neither .npz nor .json, nor a picture, a WAV or a folder of these",
+            hint="numpy.savez('rows.npz', INPUT=array) writes an .npz",
         )
     specs = {spec.name: spec for spec in metadata.inputs}
     if path.suffix == ".npz":

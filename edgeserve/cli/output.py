@@ -15,8 +15,10 @@ def print_json(document: object) -> None:
     typer.echo(msgspec.json.format(msgspec.json.encode(document, order="deterministic"), indent=2).decode())
 
 
-def print_table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:
-    """Print a table on stdout; a column of numbers is aligned to the right."""
+def print_table(
+    headers: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "", words: bool = False
+) -> None:
+    """Print a table on stdout; a column of numbers is aligned to the right, unless all columns are `words`."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -24,7 +26,7 @@ def print_table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, tit
     cells = [[_text(value) for value in row] for row in rows]
     table = Table(box=SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
     for column, header in enumerate(headers):
-        numeric = bool(cells) and all(row[column][:1] in "0123456789-+" for row in cells if row[column])
+        numeric = bool(cells) and not words and all(row[column][:1] in "0123456789-+" for row in cells if row[column])
         table.add_column(header, justify="right" if numeric else "left", no_wrap=True)
     for row in cells:
         table.add_row(*row)

@@ -82,10 +82,19 @@ def _example(url: str, opened: Standalone) -> str:
     """A curl command that the server answers with 200; inputs that are too long to print are described instead."""
     import msgspec
 
+    from edgeserve.cli.infer_files import CONTENT_TYPES
+    from edgeserve.contracts.task import ImageInput
     from edgeserve.contracts.tensors import Datatype
     from edgeserve_agent.serving.opened import zeros
 
     model_url = f"{url}/v2/models/{opened.identity.model}"
+    task = opened.opened.task
+    if task is not None and task.inputs:
+        name = "FILE.jpg" if any(isinstance(entry, ImageInput) for entry in task.inputs) else "FILE.wav"
+        return (
+            f"  curl {model_url}/infer -H 'Content-Type: {CONTENT_TYPES[name[4:]]}' --data-binary @{name}\n"
+            f"  edgeserve infer {url} {opened.identity.model} --input {name}"
+        )
     signature = opened.opened.model.signature
     inputs = zeros(signature)
     if sum(array.size for array in inputs.values()) > 4096 or any(

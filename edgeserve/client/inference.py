@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar, cast
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 import numpy as np
@@ -44,6 +44,19 @@ class InferenceResult:
     """Digest of the release that answered; empty when the server is not edgeserve."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class FileResult:
+    """What a model made of a picture or sound."""
+
+    predictions: list[dict[str, Any]]
+    """One, or one for each step of a stateful model, as `edgeserve.task.present` makes them."""
+    model_name: str
+    model_version: str
+    request_id: str
+    release: str
+    """Digest of the release that answered."""
+
+
 class FeedbackResult(msgspec.Struct, frozen=True, kw_only=True):
     """What became of pieces of feedback."""
 
@@ -76,6 +89,13 @@ class _Output(msgspec.Struct, frozen=True):
 class _Answer(msgspec.Struct, frozen=True, kw_only=True):
     model_name: str
     outputs: tuple[_Output, ...]
+    model_version: str = ""
+    id: str = ""
+
+
+class _FileAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    model_name: str
+    predictions: list[dict[str, Any]]
     model_version: str = ""
     id: str = ""
 
@@ -148,6 +168,30 @@ class InferenceClient:
             {_HEAD_LENGTH: str(len(json)), "Content-Type": "application/octet-stream"},
         )
         return _result(response.data, response.headers)
+
+    def infer_file(
+        self, model: str, data: bytes, *, content_type: str, version: str = "", request_id: str = ""
+    ) -> FileResult:
+        """Let the server turn a picture or sound into tensors, run the model and say what that means.
+
+        Args:
+            model: Its name; its task must describe such an input.
+            data: Content of the file: JPEG, PNG, BMP, WebP or WAV.
+            content_type: Such as `image/jpeg`.
+            version: Empty = the one that is active.
+            request_id: Echoed, and what feedback refers to.
+        """
+        query = f"?{urlencode({'id': request_id})}" if request_id else ""
+        path = f"{_model_path(model, version)}/infer{query}"
+        response = self._send("POST", path, data, {"Content-Type": content_type})
+        answer = self._decoded(response.data, _FileAnswer)
+        return FileResult(
+            predictions=answer.predictions,
+            model_name=answer.model_name,
+            model_version=answer.model_version,
+            request_id=answer.id,
+            release=response.headers.get("edgeserve-release", ""),
+        )
 
     def feedback(self, model: str, pairs: Iterable[tuple[str, Label | Sequence[Label]]]) -> FeedbackResult:
         """Tell the server the true labels.

@@ -64,18 +64,23 @@ class Releases:
 
     def make(
         self, version: str = "1", *, counter: int = 1, model: str = "digits", golden: bool = True, good: bool = True,
-        padding: int = 0, **changes: Any,
+        padding: int = 0, beside: tuple[dict[str, Any], ...] = (), **changes: Any,
     ) -> Release:  # fmt: skip
+        """`changes` are of the contract; each of `beside` makes a further variant. `signature` is the model's, too."""
         fields: dict[str, Any] = {
             "model": model, "target": "null", "precision": Precision.FP32, "runtime": "null",
             "entry": "model.null.json", "signature": SIGNATURE, "selector": Selector(),
             "tolerance": Tolerance(atol=1e-6),
         }  # fmt: skip
-        files = {"model.null.json": encode(SIGNATURE), "weights.bin": version.encode() + b"\0" * padding}
-        for name, data in files.items():
-            (self.folder / name).write_bytes(data)
         builder = ReleaseBuilder(name=model, version=version, counter=counter)
-        builder.add_variant(VariantContract(**{**fields, **changes}), {name: self.folder / name for name in files})
+        for number, differences in enumerate((changes, *beside)):
+            contract = VariantContract(**{**fields, **differences})
+            content = version.encode() + b"\0" * (padding + number)
+            files = {"model.null.json": encode(contract.signature), "weights.bin": content}
+            paths = {name: self.folder / f"{number}-{name}" for name in files}
+            for name, data in files.items():
+                paths[name].write_bytes(data)
+            builder.add_variant(contract, paths)
         if golden:
             rows = np.arange(8, dtype=np.float32).reshape(2, 4)
             answers = np.repeat(rows.sum(axis=1, keepdims=True), 3, axis=1) + (0 if good else 1)

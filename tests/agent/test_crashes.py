@@ -13,6 +13,7 @@ import pytest
 
 from edgeserve.contracts.desired import Generation
 from edgeserve.contracts.limits import MAX_PROBATION_STARTS
+from edgeserve.contracts.variant import Precision
 
 RUNNER = Path(__file__).with_name("crash_runner.py")
 
@@ -21,10 +22,10 @@ RUNNER = Path(__file__).with_name("crash_runner.py")
 def crash(configure, manager, releases, tmp_path):
     """Runs the crash runner: from the releases of `prepare`, one after the other, to `wanted`."""
 
-    def run(prepare: list[str], wanted: str, *, proof: str = "proven", kill_at=(), every_life: bool = False):
+    def run(prepare: list[str], wanted: str, *, proof: str = "proven", kill_at=(), every_life: bool = False, beside=()):
         made = {}
         for counter, version in enumerate(dict.fromkeys((*prepare, wanted)), start=1):
-            made[version] = manager.publish(releases.make(version, counter=counter))
+            made[version] = manager.publish(releases.make(version, counter=counter, beside=beside))
         documents = [
             msgspec.to_builtins(manager.document(made[version], gen=Generation(1, n)))
             for n, version in enumerate((*prepare, wanted), start=1)
@@ -66,6 +67,25 @@ def test_a_return_that_is_cut_off_at_any_step_needs_no_download(crash, manager):
     assert "unpack:before" not in [life["step"] for life in lives]
     for life in lives:
         assert set(life["seen"]) <= {"1", "2"}, life
+        assert (life["seen"][-1], life["state"]) == ("1", "committed"), life
+
+
+ALTERNATIVES = ({"precision": Precision.FP16}, {"precision": Precision.INT8})
+
+
+@pytest.mark.parametrize(("proof", "ends"), [("proven", ("2", "committed")), ("failed", ("1", "reverted"))])
+def test_an_upgrade_among_alternatives_that_is_cut_off_at_any_step_serves_old_or_new_whole(crash, proof, ends):
+    lives = crash(["1"], "2", beside=ALTERNATIVES, proof=proof)
+    assert [life["step"] for life in lives].count("unpack:before") == 3, "every alternative was tried"
+    for life in lives:
+        assert set(life["seen"]) <= {"1", "2"}, life
+        assert (life["seen"][-1], life["state"]) == ends, life
+
+
+def test_a_return_to_the_alternative_that_was_picked_needs_no_download(crash):
+    lives = crash(["1", "2"], "1", beside=ALTERNATIVES)
+    assert "unpack:before" not in [life["step"] for life in lives]
+    for life in lives:
         assert (life["seen"][-1], life["state"]) == ("1", "committed"), life
 
 

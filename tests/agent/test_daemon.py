@@ -32,6 +32,7 @@ def test_the_life_of_a_device(agent, manager, releases, eventually):
     model = report.models[0]
     assert (model.target, model.precision, model.executing_device) == ("null", "fp32", "null")
     assert (model.previous, model.state.value) == (first.release, "committed")
+    assert model.latency_ms > 0
     assert report.http_url.startswith("http://127.0.0.1:")
 
     # A release that does not reproduce its golden set is refused, and not tried again.

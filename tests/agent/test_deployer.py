@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import sys
 import time
 from collections import deque
@@ -11,15 +12,26 @@ import msgspec
 import pytest
 
 from edgeserve.contracts.desired import Generation, Halt
+from edgeserve.contracts.limits import MAX_ALTERNATIVES
 from edgeserve.contracts.reported import DeploymentState as State
+from edgeserve.contracts.tensors import Datatype, Signature, TensorSpec
+from edgeserve.contracts.variant import Precision
 from edgeserve_agent import slots
 from edgeserve_agent.deployer import RETRY_S, Deployer
 from edgeserve_agent.deployment import Event, EventKind, Prepare
 from edgeserve_agent.hardware import device_facts
 from edgeserve_agent.installer import Installer
 from edgeserve_agent.journal import JournalFile
+from edgeserve_agent.sandbox import TRIAL_COMMAND
 
 TRIAL = (sys.executable, "-S", "-c", "print('{\"passed\": true}')")
+SAYING = """
+import json, pathlib, sys
+folder = pathlib.Path(sys.argv[sys.argv.index("--folder") + 1])
+precision = json.loads((folder / "contract.json").read_bytes())["precision"]
+print(json.dumps(json.loads(sys.argv[1])[precision]))
+"""
+"""A trial that answers what its first argument says of the variant's precision."""
 FAILING = (sys.executable, "-S", "-c", 'print(\'{"passed": false, "reason": "it is wrong"}\')')
 
 
@@ -257,3 +269,120 @@ def test_a_daily_limit_of_bytes_holds(configure, manager, releases):
     bench.work()
     assert (bench.active, bench.record.state) == ("1", State.REJECTED)
     assert "allowed a day" in bench.record.reason
+
+
+def saying(**answers):
+    return (sys.executable, "-S", "-c", SAYING, json.dumps(answers))
+
+
+def passing(latency_ms):
+    return {"passed": True, "latency_ms": latency_ms}
+
+
+BROKEN = {"passed": False, "reason": "it is wrong"}
+INT8, FP16, FP32 = ({"precision": precision} for precision in (Precision.INT8, Precision.FP16, Precision.FP32))
+
+
+@pytest.fixture
+def device(configure, manager, releases):
+    """A device whose trials say what the test says, and a release with three variants for it."""
+
+    def make(trial, **sections):
+        bench = Bench(configure(**sections), manager, releases, trial)
+        bench.want(bench.release("1", beside=(FP16, FP32), padding=20_000, **INT8))
+        return bench
+
+    return make
+
+
+def variant_on(bench):
+    """Precision of the variant that `slots.json` names."""
+    active = slots.read(bench.config.folder).of("digits").active
+    return json.loads((active.folder(bench.config.folder) / "contract.json").read_bytes())["precision"]
+
+
+@pytest.mark.parametrize(
+    ("answers", "picked"),
+    [
+        pytest.param({"int8": passing(3), "fp16": passing(2), "fp32": passing(4)}, "fp16", id="the-fastest"),
+        pytest.param({"int8": passing(3), "fp16": passing(3), "fp32": passing(3)}, "int8", id="the-first-of-equals"),
+        pytest.param({"int8": BROKEN, "fp16": passing(9), "fp32": passing(7)}, "fp32", id="the-first-is-broken"),
+        pytest.param({"int8": passing(9), "fp16": BROKEN, "fp32": BROKEN}, "int8", id="only-one-is-sound"),
+        pytest.param({"int8": passing(0), "fp16": passing(9), "fp32": BROKEN}, "fp16", id="one-without-a-latency"),
+    ],
+)
+def test_of_variants_that_only_the_device_can_tell_apart_the_fastest_is_activated(device, answers, picked):
+    bench = device(saying(**answers))
+    bench.prove()
+    assert (bench.active, bench.record.state, variant_on(bench)) == ("1", State.COMMITTED, picked)
+    assert bench.record.latency_ms == answers[picked]["latency_ms"]
+    assert bench.journal.value.quarantined == ()
+    kept = {path.name for path in (bench.config.folder / "variants").iterdir()}
+    assert kept == {bench.record.variant.removeprefix("sha256:")}
+
+
+def test_a_release_all_of_whose_variants_fail_is_rejected_with_every_reason(device):
+    bench = device(saying(int8=BROKEN, fp16=BROKEN, fp32=BROKEN))
+    bench.work()
+    assert (bench.active, bench.record.state) == ("", State.REJECTED)
+    assert "none of 3 variants" in bench.record.reason
+    assert [f"null {name} (null): the trial failed: it is wrong" in bench.record.reason
+            for name in ("int8", "fp16", "fp32")] == [True] * 3  # fmt: skip
+    assert bench.journal.value.quarantined == (bench.record.release,)
+
+
+def test_the_variant_that_was_picked_is_kept_and_returned_to_without_a_download(device):
+    bench = device(saying(int8=passing(3), fp16=passing(2), fp32=passing(4)))
+    bench.prove()
+    first = bench.record.target
+    bench.want(bench.release("2", **INT8))
+    bench.prove()
+    assert (bench.active, variant_on(bench)) == ("2", "int8")
+    asked = len(bench.manager.gets)
+    bench.want(first)
+    bench.prove()
+    assert (bench.active, variant_on(bench), bench.manager.gets[asked:]) == ("1", "fp16", [])
+
+
+def test_variants_that_the_allowance_has_no_room_for_are_left_out(device):
+    bench = device(
+        saying(int8=passing(3), fp16=passing(2), fp32=passing(1)), limits={"max_download_bytes_per_day": 50_000}
+    )
+    bench.prove()
+    assert (bench.record.state, variant_on(bench)) == (State.COMMITTED, "fp16")
+    assert 40_000 < bench.journal.value.day_bytes < 50_000
+
+
+def test_at_most_so_many_variants_are_fetched(configure, manager, releases):
+    answers = {"int8": passing(3), "fp16": passing(2), "fp32": passing(4), "int4": passing(1)}
+    bench = Bench(configure(), manager, releases, saying(**answers))
+    release = releases.make("1", beside=(FP16, FP32, {"precision": Precision.INT4}), **INT8)
+    bench.want(manager.publish(release))
+    bench.prove()
+    assert MAX_ALTERNATIVES == 3
+    assert variant_on(bench) == "fp16"
+    fourth = release.variants[3].files["weights.bin"].digest
+    assert not [path for path in manager.gets if path.endswith(fourth)]
+
+
+def test_what_the_release_lacks_in_the_registry_of_one_variant_does_not_stop_the_others(configure, manager, releases):
+    bench = Bench(configure(), manager, releases, saying(int8=passing(3), fp16=passing(2)))
+    release = releases.make("1", beside=(FP16,), **INT8)
+    target = manager.publish(release)
+    manager.blobs.remove(release.variants[1].files["weights.bin"].digest)
+    bench.want(target)
+    bench.prove()
+    assert (bench.record.state, variant_on(bench)) == (State.COMMITTED, "int8")
+
+
+def test_a_variant_that_is_slower_on_real_trials_is_not_activated(configure, manager, releases):
+    shape = releases.make("0").variants[0].contract.signature
+    slow = Signature(
+        inputs=shape.inputs,
+        outputs=(*shape.outputs, TensorSpec(name="much", datatype=Datatype.FP32, shape=(-1, 3_000_000))),
+    )
+    bench = Bench(configure(), manager, releases, TRIAL_COMMAND)
+    bench.want(bench.release("1", beside=(FP32,), signature=slow, **INT8))
+    bench.prove()
+    assert (bench.record.state, variant_on(bench)) == (State.COMMITTED, "fp32")
+    assert 0 < bench.record.latency_ms < 3

@@ -3,7 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-HEAVY = ("numpy", "onnxruntime", "onnx", "openvino", "typer", "rich", "sqlalchemy", "starlette")
+HEAVY = ("numpy", "onnxruntime", "onnx", "openvino", "PIL", "typer", "rich", "sqlalchemy", "starlette")
 
 
 def test_the_control_part_imports_nothing_heavy():

@@ -3,15 +3,20 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from edgeserve.contracts.limits import TRIAL_TIMED_CALLS
+from edgeserve.contracts.tensors import Datatype, Signature, TensorSpec
 from edgeserve.release.unpack import unpack_variant
 from edgeserve_agent.download import StoppedError
 from edgeserve_agent.sandbox import TrialError, run_trial
 from edgeserve_agent.supervisor import is_alive
+from edgeserve_agent.trial import latency_ms, one_call
 
 
 @pytest.fixture
@@ -37,6 +42,7 @@ def test_a_sound_variant_reproduces_its_golden_set(unpacked, releases):
     answer = attempt(*unpacked(releases.make("1")), simulate=True)
     assert (answer.passed, answer.rows, answer.agreement) == (True, 2, 1.0)
     assert answer.executing_device == "null (simulated)"
+    assert 0 < answer.latency_ms < 1000
 
 
 def test_a_variant_that_computes_something_else_does_not_pass(unpacked, releases):
@@ -111,3 +117,52 @@ def test_a_trial_that_is_not_wanted_any_more_is_ended(tmp_path):
     stop.set()
     with pytest.raises(StoppedError):
         attempt(tmp_path, tmp_path, command=program("while True: pass"), stop=stop)
+
+
+class Counting:
+    """A model that counts its calls and takes as long as the test says."""
+
+    executing_device = "simulator"
+
+    def __init__(self, *shapes: tuple[int, ...], seconds: float = 0.0) -> None:
+        specs = tuple(
+            TensorSpec(name=name, datatype=Datatype.FP32, shape=shape)
+            for name, shape in zip("xs", shapes, strict=False)
+        )
+        self.signature = Signature(inputs=specs, outputs=specs[:1])
+        self.calls = 0
+        self._seconds = seconds
+
+    def run(self, inputs):
+        self.calls += 1
+        time.sleep(self._seconds)
+        return {"x": inputs["x"]}
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("shapes", "given", "expected"),
+    [
+        pytest.param([(-1, 2)], (5, 2), [[0, 1]], id="any-batch"),
+        pytest.param([(1, 2)], (5, 2), [[0, 1]], id="batch-of-1"),
+        pytest.param([(3, 2)], (6, 2), [[0, 1], [2, 3], [4, 5]], id="batch-of-3"),
+        pytest.param([(1, 2), (1, 1)], (4, 7, 2), [[0, 1]], id="first-step-of-the-first-sequence"),
+        pytest.param([(1, 3)], (5, 2), [[0, 0, 0]], id="what-does-not-fit"),
+    ],
+)
+def test_a_row_is_timed_with_the_smallest_call_that_the_model_takes(shapes, given, expected):
+    model = Counting(*shapes)
+    inputs = one_call(model, {"x": np.arange(np.prod(given), dtype=np.float64).reshape(given)})
+    assert inputs["x"].tolist() == expected
+    assert {array.dtype.name for array in inputs.values()} == {"float32"}
+    assert all(spec.accepts(inputs[spec.name].shape) for spec in model.signature.inputs)
+
+
+def test_a_quick_model_is_timed_by_many_calls_and_a_slow_one_by_few():
+    quick, slow = Counting((1, 1)), Counting((1, 1), seconds=0.5)
+    assert latency_ms(quick, one_call(quick, {})) < 100
+    assert quick.calls == TRIAL_TIMED_CALLS + 1
+    assert 500 <= latency_ms(slow, one_call(slow, {})) < 1000
+    assert 2 <= slow.calls <= 6

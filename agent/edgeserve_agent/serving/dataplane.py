@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Final, Protocol, TypeVar
 
 from edgeserve.contracts.errors import DeviceError, EdgeServeError, InputError, NotFoundError, TransientError
 from edgeserve.contracts.limits import LOOP_RUN_MAX_US
@@ -24,6 +24,17 @@ from edgeserve_agent.serving.workers import Outcome, Workers
 _LOG: Final = logging.getLogger(__name__)
 
 Done = Callable[[Tensors | EdgeServeError], None]
+
+
+class Answered(Protocol):
+    """What a job made of one row."""
+
+    @property
+    def outputs(self) -> Tensors:
+        """Of the model."""
+
+
+A = TypeVar("A", bound=Answered)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,14 +255,37 @@ class DataPlane:
                 outcome = error
             finish(outcome)
             return
+        self._workers(served).submit(partial(served.opened.model.run, inputs), finish)
+
+    def infer_by(
+        self,
+        served: ServedRelease,
+        job: Callable[[], A],
+        *,
+        request_id: str,
+        done: Callable[[A | EdgeServeError], None],
+    ) -> None:
+        """Let `job`, which runs the model on one row, work on the release's own threads; otherwise as `infer`."""
+        started = time.perf_counter()
+        served.in_flight += 1
+
+        def finish(outcome: Outcome[A]) -> None:
+            if isinstance(outcome, Exception):
+                self._finish(served, None, request_id, started, _only_errors(done), outcome)
+            else:
+                self._finish(served, None, request_id, started, lambda _outputs: done(outcome), outcome.outputs)
+
+        self._workers(served).submit(job, finish)
+
+    def _workers(self, served: ServedRelease) -> Workers:
         if served.workers is None:
             served.workers = Workers(self._loop, threads=self._threads, name=f"run-{served.identity.model}")
-        served.workers.submit(partial(served.opened.model.run, inputs), finish)
+        return served.workers
 
     def _finish(
         self,
         served: ServedRelease,
-        inputs: Tensors,
+        inputs: Tensors | None,
         request_id: str,
         started: float,
         done: Done,
@@ -261,7 +295,7 @@ class DataPlane:
         counters = served.counters
         answer: Tensors | EdgeServeError
         if not isinstance(outcome, Exception):
-            counters.succeeded(microseconds, served.rows(inputs))
+            counters.succeeded(microseconds, served.rows(inputs) if inputs is not None else 1)
             if request_id and served.classifier is not None:
                 self._ring(served.identity.model).remember(request_id, counters, served.classifier, outcome)
             answer = outcome
@@ -305,6 +339,14 @@ class DataPlane:
         if ring is None:
             ring = self._rings[model] = FeedbackRing()
         return ring
+
+
+def _only_errors(done: Callable[[EdgeServeError], None]) -> Done:
+    def told(answer: Tensors | EdgeServeError) -> None:
+        assert isinstance(answer, EdgeServeError)
+        done(answer)
+
+    return told
 
 
 def _log_failure(outcome: Outcome[None]) -> None:

@@ -9,10 +9,27 @@ from typing import Final
 
 import msgspec
 
+from edgeserve.contracts.errors import (
+    ConflictError,
+    DeviceError,
+    EdgeServeError,
+    InputError,
+    NotFoundError,
+    TransientError,
+)
+
 JSON: Final = b"application/json"
 """Exactly this: the kserve client drops the message of an error whose Content-Type says more."""
 OCTETS: Final = b"application/octet-stream"
 
+_ERRORS: Final[tuple[tuple[type[EdgeServeError], int], ...]] = (
+    (NotFoundError, HTTPStatus.NOT_FOUND),
+    (ConflictError, HTTPStatus.CONFLICT),
+    (InputError, HTTPStatus.BAD_REQUEST),
+    (TransientError, HTTPStatus.SERVICE_UNAVAILABLE),
+    (DeviceError, HTTPStatus.INTERNAL_SERVER_ERROR),
+    (EdgeServeError, HTTPStatus.INTERNAL_SERVER_ERROR),
+)
 _STATUS_LINES: Final = {
     status.value: b"HTTP/1.1 %d %s\r\n" % (status.value, status.phrase.encode()) for status in HTTPStatus
 }
@@ -68,6 +85,15 @@ def json_response(status: int, document: object, *, headers: bytes = b"") -> Res
 def error_response(status: int, message: str, *, headers: bytes = b"") -> Response:
     """A response that says what is wrong, as the Open Inference Protocol asks: `{"error": str}`."""
     return json_response(status, {"error": message}, headers=headers)
+
+
+def failure_response(error: EdgeServeError, *, headers: bytes = b"") -> Response:
+    """The response to a request that ended in an error."""
+    status = next(status for kind, status in _ERRORS if isinstance(error, kind))
+    message = f"{error.message} ({error.hint})" if error.hint else error.message
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        headers += b"Retry-After: 1\r\n"
+    return error_response(status, message, headers=headers)
 
 
 def busy_response(message: str) -> Response:

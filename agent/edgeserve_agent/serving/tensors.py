@@ -209,6 +209,20 @@ def encode_response(
     return [head, *chunks], len(head) if any_binary else None
 
 
+def json_outputs(signature: Signature, outputs: Mapping[str, Tensor]) -> list[dict[str, object]]:
+    """What there is of a model's outputs, each as an element of `outputs` with its numbers in JSON.
+
+    Raises:
+        InputError: An output has no JSON form.
+    """
+    form = OutputForm({spec.name: False for spec in signature.outputs if spec.name in outputs}, binary=False)
+    found = [(spec, outputs[spec.name]) for spec, _binary in form.of(signature)]
+    return [
+        {"name": spec.name, "datatype": spec.datatype.value, "shape": array.shape, "data": _to_json(spec, array)}
+        for spec, array in found
+    ]
+
+
 def _plan(json: bytes | memoryview) -> _Plan:
     try:
         head = _HEAD.decode(json)

@@ -1,7 +1,8 @@
 """Open Inference Protocol v2 over HTTP: paths, statuses and documents. What they mean is in the data plane.
 
 Model versions in paths are release versions. Answers carry `edgeserve-release`, the digest of the release that gave
-them. Beyond the protocol: `GET /v2/models`, `POST /v2/models/M/feedback` and `GET /metrics`.
+them. Beyond the protocol: `GET /v2/models`, `POST /v2/models/M/feedback`, `GET /metrics` and, as body of an inference
+request, a picture or WAV file (`media`).
 """
 
 from __future__ import annotations
@@ -16,19 +17,13 @@ from urllib.parse import unquote
 import msgspec
 
 from edgeserve import __version__
-from edgeserve.contracts.errors import (
-    ConflictError,
-    DeviceError,
-    EdgeServeError,
-    InputError,
-    NotFoundError,
-    TransientError,
-)
+from edgeserve.contracts.errors import ConflictError, EdgeServeError, InputError, NotFoundError, TransientError
 from edgeserve.contracts.limits import FEEDBACK_RING
 from edgeserve.contracts.tensors import TensorSpec
 from edgeserve.runtimes.base import Tensors
 from edgeserve_agent.serving.dataplane import DataPlane, ServedRelease
 from edgeserve_agent.serving.feedback import Labels, Verdict
+from edgeserve_agent.serving.media import Media, is_file
 from edgeserve_agent.serving.messages import (
     JSON,
     OCTETS,
@@ -36,19 +31,12 @@ from edgeserve_agent.serving.messages import (
     Request,
     Response,
     error_response,
+    failure_response,
     json_response,
 )
 from edgeserve_agent.serving.metrics import CONTENT_TYPE, prometheus
 from edgeserve_agent.serving.tensors import RequestDecoder, encode_response
 
-_STATUSES: Final[tuple[tuple[type[EdgeServeError], int], ...]] = (
-    (NotFoundError, HTTPStatus.NOT_FOUND),
-    (ConflictError, HTTPStatus.CONFLICT),
-    (InputError, HTTPStatus.BAD_REQUEST),
-    (TransientError, HTTPStatus.SERVICE_UNAVAILABLE),
-    (DeviceError, HTTPStatus.INTERNAL_SERVER_ERROR),
-    (EdgeServeError, HTTPStatus.INTERNAL_SERVER_ERROR),
-)
 _HEAD_LENGTH: Final = b"inference-header-content-length"
 _MAX_ROUTES: Final = 1024
 _MAX_ROUTE_BYTES: Final = 512
@@ -80,6 +68,7 @@ class V2:
         self._plane = plane
         self._insecure = insecure
         self._decoder = RequestDecoder()
+        self._media = Media(plane)
         self._routes: dict[bytes, _Route] = {}
         self.draining = False
 
@@ -99,7 +88,7 @@ class V2:
                 return
             route.answer(request, reply)
         except EdgeServeError as error:
-            reply(_error(error))
+            reply(failure_response(error))
 
     def _find_route(self, target: bytes) -> _Route:
         path = target.partition(b"?")[0].decode("latin-1")
@@ -150,6 +139,9 @@ class V2:
     def _infer(self, model: str, version: str, request: Request, reply: Reply) -> None:
         served = self._plane.find(model, version)
         declared = request.headers.get(_HEAD_LENGTH)
+        if declared is None and is_file(request):
+            self._media.infer(served, request, reply)
+            return
         try:
             decoded = self._decoder.decode(request.body, None if declared is None else _head_length(declared))
             form = decoded.form.of(served.signature)
@@ -176,7 +168,7 @@ class V2:
                 model=identity.model, version=identity.version, request_id=request_id, outputs=outcome, form=form
             )
         except EdgeServeError as error:
-            reply(_error(error, headers=release))
+            reply(failure_response(error, headers=release))
             return
         if head_length is None:
             reply(Response(status=200, content_type=JSON, chunks=chunks, headers=release))
@@ -265,11 +257,3 @@ def _head_length(declared: bytes) -> int:
     if not declared.isdigit() or len(declared) > 12:
         raise InputError(f"Inference-Header-Content-Length {declared[:40]!r} is not a number of bytes")
     return int(declared)
-
-
-def _error(error: EdgeServeError, *, headers: bytes = b"") -> Response:
-    status = next(status for kind, status in _STATUSES if isinstance(error, kind))
-    message = f"{error.message} ({error.hint})" if error.hint else error.message
-    if status == HTTPStatus.SERVICE_UNAVAILABLE:
-        headers += b"Retry-After: 1\r\n"
-    return error_response(status, message, headers=headers)
