@@ -4,10 +4,10 @@ BIN := .venv/bin
 export EDGESERVE_MOSQUITTO ?= $(wildcard $(CURDIR)/.cache/mosquitto/mosquitto)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench docs clean setup-demo setup-dev
+.PHONY: help demo test check bench bench-compile docs clean setup-demo setup-dev
 
 help:            ## Show the verbs
-	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
 demo: setup-demo ## The whole story on one machine: compile, serve, roll out, take back (ARGS="--keep")
 	@. scripts/environment.sh && $(BIN)/edgeserve demo $(ARGS)
@@ -22,8 +22,11 @@ check: setup-dev ## Format, lint, types, layers, generated docs
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/generate_docs.py --check
 
-bench: setup-dev ## Measure against the raw runtime; writes docs/results/
+bench: setup-dev ## Measure the server against the raw runtime; writes docs/results/serving.md
 	@. scripts/environment.sh && $(BIN)/python benchmarks/serving.py
+
+bench-compile: setup-dev ## Measure the compiler on real models (docs/testdata.md); writes docs/results/compile.md
+	@. scripts/environment.sh && $(BIN)/python benchmarks/compile.py $(ARGS)
 
 docs: setup-dev  ## Write the generated parts of docs/
 	$(BIN)/python scripts/generate_docs.py

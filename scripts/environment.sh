@@ -3,3 +3,7 @@ if [ -z "${EDGESERVE_MOSQUITTO:-}" ] && [ -x "$PWD/.cache/mosquitto/mosquitto" ]
   EDGESERVE_MOSQUITTO="$PWD/.cache/mosquitto/mosquitto"
 fi
 export EDGESERVE_MOSQUITTO
+# And the environment that scripts/onnx2tf.sh made.
+if [ -z "${EDGESERVE_ONNX2TF_PYTHON:-}" ] && [ -x "$PWD/.cache/onnx2tf/bin/python" ]; then
+  export EDGESERVE_ONNX2TF_PYTHON="$PWD/.cache/onnx2tf/bin/python"
+fi

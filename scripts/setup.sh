@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
 # Make .venv with the extra named as argument (demo, dev) and see that the mosquitto broker is there.
-# Does nothing when both are as pyproject.toml wants them.
+# Does nothing when both are as pyproject.toml wants them. For dev also onnx2tf's environment, and what
+# EDGESERVE_TEST_PACKAGES names: big packages (a CPU build of torch, tensorflow) whose tests are skipped without them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 extra=${1:?usage: scripts/setup.sh demo|dev}
 python=${PYTHON:-python3}
-stamp=.venv/.edgeserve-$extra-$(cksum < pyproject.toml | tr -d ' ')
+more=
+[ "$extra" = dev ] && more=${EDGESERVE_TEST_PACKAGES:-}
+stamp=.venv/.edgeserve-$extra-$( (cat pyproject.toml; printf '%s' "$more") | cksum | tr -d ' ')
 
 say() { printf '%s\n' "$*" >&2; }
 
@@ -33,9 +36,11 @@ make_venv() {
 if [ ! -e "$stamp" ]; then
   [ -x .venv/bin/python ] || make_venv
   say "installing edgeserve[$extra] into .venv (about 1 GB with the compilers; a minute or two)"
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[$extra]"
+  # shellcheck disable=SC2086 - several packages
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[$extra]" $more
   rm -f .venv/.edgeserve-"$extra"-*
   touch "$stamp"
 fi
 
 scripts/mosquitto.sh
+if [ "$extra" = dev ]; then scripts/onnx2tf.sh; fi

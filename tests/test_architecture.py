@@ -20,6 +20,8 @@ PACKAGES = {
 SOURCES = sorted(path for folder in PACKAGES.values() for path in folder.rglob("*.py"))
 MAX_LINES = 400
 OWNER = {
+    "ai_edge_litert": ["edgeserve/runtimes/litert.py", "compilers/edgeserve_compilers/"],
+    "ai_edge_quantizer": ["compilers/edgeserve_compilers/targets/"],
     "httptools": ["agent/edgeserve_agent/serving/"],
     "nncf": ["compilers/edgeserve_compilers/"],
     "onnx": ["compilers/edgeserve_compilers/"],
@@ -27,8 +29,10 @@ OWNER = {
     "openvino": ["edgeserve/runtimes/openvino.py", "compilers/edgeserve_compilers/"],
     "paho": ["edgeserve/link/mqtt.py"],
     "securesystemslib": ["edgeserve/trust/"],
+    "PIL": ["compilers/edgeserve_compilers/html/pictures.py", "edgeserve/task/image.py"],
     "sqlalchemy": ["fleet/edgeserve_fleet/"],
-    "torch": ["edgeserve/demo/train.py"],
+    "tensorflow": ["compilers/edgeserve_compilers/sources/"],
+    "torch": ["compilers/edgeserve_compilers/sources/", "edgeserve/demo/train.py"],
 }
 
 

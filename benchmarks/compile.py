@@ -1,0 +1,63 @@
+"""The compiler on real models: accuracy, size and time of every variant against float, and beside the libraries alone.
+
+    python benchmarks/compile.py [--only NAME ...] [--data FOLDER]
+
+Calibrates on the `calib` rows only and scores on the `eval` rows only. Float and variant answer the same rows, so the
+interval of the drop is paired. Peers get the same calibration rows and are scored by the same code. Writes
+docs/results/compile.md. The data and models are not part of the project (docs/testdata.md).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from pathlib import Path
+
+import compile_hard
+from compile_measure import HERE, measure, section
+from compile_models import CASES
+
+RESULTS = HERE.parent / "docs" / "results" / "compile.md"
+HEAD = """# The compiler on real models
+
+Written by `make bench-compile` (`benchmarks/compile.py`). `float` and `value` are the metric of the float model and of
+the product on the same held-out rows, `drop [95 %]` their difference with its paired interval, `size` the file over the
+float file, `s` the seconds of the whole compilation of that target on 2 shared cores. Rows named `... alone` are the
+libraries' own defaults on the same calibration rows, scored by the same code. The products of `arm-cpu`, `jetson-gpu`
+and `intel-npu` were run here, on an x86 CPU, as simulations.
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="*", default=[])
+    beside = HERE.parents[1] / "shared" / "realdata"
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("EDGESERVE_TESTDATA") or beside))
+    options = parser.parse_args()
+    sections, failed = [], []
+    if not options.only or compile_hard.NAME in options.only:
+        text = compile_hard.hard()
+        print(text, flush=True)
+        sections.append(text)
+    for case in CASES:
+        if options.only and case.name not in options.only:
+            continue
+        print(f"{case.name} ...", file=sys.stderr, flush=True)
+        try:
+            rows = measure(case, options.data)
+        except Exception:  # noqa: BLE001 - the other models are measured all the same
+            traceback.print_exc()
+            failed.append(case.name)
+            continue
+        text = section(case.name, rows)
+        print(text, flush=True)
+        sections.append(text)
+    if not options.only:
+        RESULTS.write_text("\n".join([HEAD, *sections]))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
