@@ -1,6 +1,6 @@
 """The compiler on real models: accuracy, size and time of every variant against float, and beside the libraries alone.
 
-    python benchmarks/compile.py [--only NAME ...] [--data FOLDER]
+    python benchmarks/compile.py [--only NAME ...] [--data FOLDER]    # --only measures these anew, the rest stays
 
 Calibrates on the `calib` rows only and scores on the `eval` rows only. Float and variant answer the same rows, so the
 interval of the drop is paired. Peers get the same calibration rows and are scored by the same code. Writes
@@ -37,10 +37,6 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("EDGESERVE_TESTDATA") or beside))
     options = parser.parse_args()
     sections, failed = [], []
-    if not options.only or compile_hard.NAME in options.only:
-        text = compile_hard.hard()
-        print(text, flush=True)
-        sections.append(text)
     for case in CASES:
         if options.only and case.name not in options.only:
             continue
@@ -54,9 +50,24 @@ def main() -> int:
         text = section(case.name, rows)
         print(text, flush=True)
         sections.append(text)
-    if not options.only:
-        RESULTS.write_text("\n".join([HEAD, *sections]))
+    if not options.only or compile_hard.NAME in options.only:
+        sections.append(compile_hard.hard())
+        print(sections[-1], flush=True)
+    update(sections)
     return 1 if failed else 0
+
+
+def update(sections: list[str]) -> None:
+    """Put sections into the results in place of those of the same name; the others stay."""
+    order = [case.name for case in CASES] + [compile_hard.NAME]
+    found = {title_of(text): text for text in RESULTS.read_text().split("\n## ")[1:]} if RESULTS.is_file() else {}
+    found |= {title_of(text): text for text in sections}
+    kept = [found[name].removeprefix("## ").strip() for name in order if name in found]
+    RESULTS.write_text("\n".join([HEAD, *(f"## {text}\n" for text in kept)]))
+
+
+def title_of(text: str) -> str:
+    return text.removeprefix("## ").partition("\n")[0].strip()
 
 
 if __name__ == "__main__":

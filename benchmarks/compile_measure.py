@@ -129,7 +129,8 @@ def ours(case: Case, wish: Wish, folder: Path) -> list[Row]:
             fits = not case.sizes or size <= (MIXED_SIZE if mixed else SIZE)
             rows.append(
                 Row(
-                    who=f"edgeserve {report.title}", what=kept.candidate.title, value=found.value,
+                    who=f"edgeserve {report.title}",
+                    what=f"{kept.candidate.title}; agreement {found.agreement:.3f}", value=found.value,
                     float_value=found.float_value, low=found.drop_low, high=found.drop_high, size=size, seconds=seconds,
                     bound=case.bound, ok=found.drop <= case.bound + 1e-9 and fits,
                     note="" if fits else f"size over {SIZE}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final
 
-from edgeserve.contracts.errors import DeviceError, NotFoundError
+from edgeserve.contracts.errors import MissingLibraryError, NotFoundError
 
 RUNTIMES: Final = "edgeserve.runtimes"
 SOURCES: Final = "edgeserve.sources"
@@ -52,7 +52,7 @@ def find(group: str, name: str) -> Any:  # noqa: ANN401 - the caller knows the p
 
     Raises:
         NotFoundError: No plugin has this name.
-        DeviceError: It is there but what it needs is not installed; the hint names the extra.
+        MissingLibraryError: It is there but what it needs is not installed; the hint names the extra.
     """
     entry = _entry(group, name)
     try:
@@ -61,7 +61,7 @@ def find(group: str, name: str) -> Any:  # noqa: ANN401 - the caller knows the p
         raise missing(error, f"{group.rpartition('.')[2].rstrip('s')} {name}") from error
 
 
-def missing(error: ImportError, what: str, *, extra: str = "") -> DeviceError:
+def missing(error: ImportError, what: str, *, extra: str = "") -> MissingLibraryError:
     """The error for a package that is not installed: says what needs it and the extra that brings it.
 
     Args:
@@ -72,7 +72,7 @@ def missing(error: ImportError, what: str, *, extra: str = "") -> DeviceError:
     module = (error.name or "").partition(".")[0]
     extra = extra or _EXTRA.get(module, "")
     hint = f"pip install 'edgeserve[{extra}]'" if extra else f"install the package that provides {module or error}"
-    return DeviceError(f"{what} needs {module or error}, which cannot be imported: {error}", hint=hint)
+    return MissingLibraryError(f"{what} needs {module or error}, which cannot be imported: {error}", hint=hint)
 
 
 def _entry(group: str, name: str) -> EntryPoint:

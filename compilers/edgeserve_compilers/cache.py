@@ -31,11 +31,17 @@ from edgeserve.release.build import copy_release
 from edgeserve.release.layout import verify_release
 
 _KEY: Final = re.compile(r"[0-9a-f]{64}\Z")
+_TEMPORARY: Final = re.compile(r"\.[0-9a-f]{64}\.[0-9a-f]{8}\.tmp\Z")
 _PACKAGES: Final = ("edgeserve", "edgeserve_compilers", "edgeserve_devices")
+_SOURCES: Final = ("*.py", "*.j2", "*.css")
+
+
+RELEASES: Final = "compile"
+"""Folder of `default_folder` that a `Cache` may have for itself: others keep what is theirs beside it."""
 
 
 def default_folder(env: Mapping[str, str], home: Path) -> Path:
-    """Where the cache lies: `EDGESERVE_CACHE`, else `XDG_CACHE_HOME/edgeserve`, else `~/.cache/edgeserve`.
+    """Where caches lie: `EDGESERVE_CACHE`, else `XDG_CACHE_HOME/edgeserve`, else `~/.cache/edgeserve`.
 
     A relative XDG_CACHE_HOME is ignored, as the XDG Base Directory Specification asks.
 
@@ -123,9 +129,12 @@ class Cache:
 
     def _make_room(self, size: int) -> None:
         """Remove what killed processes left, then the entries used longest ago until `size` bytes more have room."""
-        for leftover in self._folder.glob(".*.tmp"):
+        for leftover in self._folder.iterdir():
             with contextlib.suppress(OSError):
-                if time.time() - leftover.lstat().st_mtime > COMPILE_CACHE_LEFTOVER_S:
+                if (
+                    _TEMPORARY.match(leftover.name)
+                    and time.time() - leftover.lstat().st_mtime > COMPILE_CACHE_LEFTOVER_S
+                ):
                     _discard(leftover)
         entries = sorted(self._entries())
         total = sum(held for _used, _path, held in entries) + size
@@ -167,7 +176,7 @@ def _code_digest() -> str:
     state = hashlib.sha256()
     for package in _PACKAGES:
         root = Path(str(resources.files(package)))
-        for path in sorted((*root.rglob("*.py"), *root.rglob("*.j2"))):
+        for path in sorted(path for pattern in _SOURCES for path in root.rglob(pattern)):
             state.update(f"{package}/{path.relative_to(root)}\0".encode())
             state.update(hashlib.sha256(path.read_bytes()).digest())
     return state.hexdigest()

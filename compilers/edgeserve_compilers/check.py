@@ -9,10 +9,11 @@ from pathlib import Path
 import msgspec
 
 from edgeserve.contracts.documents import decode
-from edgeserve.contracts.errors import InputError, TrustError
+from edgeserve.contracts.errors import DeviceError, EdgeServeError, InputError, TrustError
 from edgeserve.contracts.limits import MAX_GOLDEN_BYTES
 from edgeserve.release.blobs import digest_file
 from edgeserve.release.layout import Release
+from edgeserve.runtimes.checks import first_line
 from edgeserve_compilers.compilation import Compilation
 from edgeserve_compilers.report import PackedFile, Provenance, Report, data_facts, versions
 from edgeserve_compilers.run import Progress, find_target
@@ -58,7 +59,8 @@ def check(wish: Wish, release: Release, progress: Progress) -> Checked:
     Raises:
         NotFoundError: The release holds no provenance.
         TrustError: Its provenance speaks of other files than it holds.
-        InputError: Model or data are not those that it was made from.
+        InputError: Model or data are not those that it was made from, or it names code that the wish does not.
+        DeviceError: A variant cannot be made here.
     """
     provenance = decode(
         release.read_evidence("provenance.json", limit=MAX_GOLDEN_BYTES),
@@ -81,7 +83,15 @@ def check(wish: Wish, release: Release, progress: Progress) -> Checked:
             folder.mkdir()
             workshop.mkdir()
             assert entry.verdict.kept is not None
-            form.open(work.job(workshop)).produce(entry.verdict.kept, folder)
+            try:
+                form.open(work.job(workshop)).produce(entry.verdict.kept, folder)
+            except EdgeServeError:
+                raise
+            except Exception as error:  # converters raise anything
+                raise DeviceError(
+                    f"{entry.title} cannot be made again: {type(error).__name__}: {first_line(error)}",
+                    hint="check with the versions of libraries that the release's provenance.json lists",
+                ) from error
             made |= {(entry.target, entry.form, path.name): digest_file(path)[0] for path in folder.iterdir()}
     files = tuple(
         CheckedFile(packed=file, found=made.get((file.target, file.form, file.title), "")) for file in provenance.files
@@ -108,7 +118,15 @@ def _hold_against(provenance: Provenance, release: Release) -> None:
 
 
 def _subject(wish: Wish, provenance: Provenance) -> Subject:
-    subject = read_subject(replace(wish, task=provenance.options.task))
+    task = provenance.options.task
+    named = {wish.metric, *((wish.task.metric, wish.task.function) if wish.task else ())}
+    for function in (task.metric, task.function):
+        if ":" in function and function not in named:
+            raise InputError(
+                f"the release was judged by {function}, and checking it would execute that",
+                hint="if you trust it, name it as you did for the release: with --metric or --task",
+            )
+    subject = read_subject(replace(wish, task=task))
     then = (provenance.calibration, provenance.validation)
     now = tuple(data_facts(data) if data else None for data in (subject.calibration, subject.validation))
     if subject.model.spec.digest != provenance.model.digest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ from edgeserve_compilers.report import (
     data_facts,
     versions,
     warnings,
+    without_folders,
 )
 from edgeserve_compilers.sketch import sketch
 from edgeserve_compilers.spec import FLOAT, CompileOptions, Trial, Verdict
@@ -126,9 +128,16 @@ class Compilation:
                 if form.required:
                     raise
                 why = f"not made: {error.message}" + (f" ({error.hint})" if error.hint else "")
-                self._reports.append(replace(report, verdict=Verdict(kept=None, why=why)))
+                self._reports.append(replace(report, verdict=Verdict(kept=None, why=self._public(why))))
                 return
-            report = replace(report, trials=worked.trials, verdict=worked.verdict, sensitivity=worked.sensitivity)
+            report = replace(
+                report,
+                trials=tuple(
+                    replace(trial, refused=tuple(map(self._public, trial.refused))) for trial in worked.trials
+                ),
+                verdict=replace(worked.verdict, why=self._public(worked.verdict.why)),
+                sensitivity=worked.sensitivity,
+            )
             self._reports.append(self._keep(report, form, worked))
 
     def finish(self, destination: Path, targets: tuple[str, ...], before: Release | None) -> Outcome:
@@ -183,6 +192,12 @@ class Compilation:
             state=self._subject.task.state,
             folder=folder,
         )
+
+    def _public(self, text: str) -> str:
+        """What libraries said, without the folders of this machine."""
+        originals = [path.parent.absolute() for path in self._subject.model.originals.values()]
+        places = [Path.home(), Path(sys.prefix), Path(sys.base_prefix), Path(tempfile.gettempdir())]
+        return without_folders(text, [self._folder, *originals, *places])
 
     def _work(
         self, form: Form, step: plan.FormPlan, folder: Path, *, native: bool, note: Callable[[str], None]

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from edgeserve.contracts.errors import DeviceError, EdgeServeError, InputError
+from edgeserve import plugins
+from edgeserve.contracts.errors import DeviceError, EdgeServeError, InputError, MissingLibraryError
 from edgeserve.contracts.task import Task
 from edgeserve.runtimes.base import LoadedModel, RuntimeOptions, Tensors
 from edgeserve.runtimes.checks import first_line
@@ -85,6 +86,7 @@ class FormWork:
 
         Raises:
             EdgeServeError: The form cannot make the float product of this model, which all others are held against.
+            MissingLibraryError: What its candidates are made with is not installed.
         """
         note("float")
         workshop = self._open()
@@ -126,24 +128,34 @@ class FormWork:
         folder.mkdir()
         try:
             return folder, workshop.produce(candidate, folder)
-        except EdgeServeError:
-            raise
         except Exception as error:  # converters raise anything
+            shutil.rmtree(folder)
+            if isinstance(error, EdgeServeError):
+                raise
             raise self._cannot(candidate.title, error) from error
 
     def _run(self, candidate: Candidate, folder: Path, product: Product, model: LoadedModel) -> Made:
         reference = self._shared.reference
         outputs = run_task(model, reference.data.inputs, reference.task.state)
+        for name, expected in reference.outputs.items():
+            if name not in outputs or outputs[name].shape != expected.shape:
+                found = list(outputs[name].shape) if name in outputs else "missing"
+                raise InputError(f"output {name!r} is {found}, the model's is {list(expected.shape)}")
         return Made(candidate=candidate, folder=folder, product=product, outputs=outputs)
 
     def _try(self, workshop: Workshop, baseline: LoadedModel, floats: Made, note: Note, candidate: Candidate) -> Trial:
         note(candidate.title)
+        folder: Path | None = None
         try:
             folder, product = self._produce(workshop, candidate)
             with self._loaded(folder, product) as model:
                 made = self._run(candidate, folder, product, model)
                 trial = self._judge(made, model, baseline, floats)
+        except MissingLibraryError:
+            raise
         except (EdgeServeError, MemoryError) as error:
+            if folder is not None:
+                shutil.rmtree(folder)
             return Trial(candidate=candidate, refused=(str(error) or type(error).__name__,))
         if trial.refused or (self._best is not None and plan.merit(trial) >= plan.merit(self._best[0])):
             shutil.rmtree(made.folder)
@@ -177,7 +189,9 @@ class FormWork:
                 return verify.worst_noise(
                     *flat_outputs(model, shared.ranking, shared.reference.task), shared.ranking_fields
                 )
-        except EdgeServeError:
+        except MissingLibraryError:
+            raise
+        except (EdgeServeError, MemoryError):
             return verify.INFINITE_NOISE
         finally:
             if folder is not None:
@@ -193,11 +207,13 @@ class FormWork:
             model.close()
 
     def _cannot(self, what: str, error: Exception) -> EdgeServeError:
-        kind = DeviceError if isinstance(error, ImportError | MemoryError) else InputError
-        return kind(
+        message = (
             f"{self._step.target} ({self._form.name}): {what} cannot be made of {self._job.model.file}: "
             f"{type(error).__name__}: {first_line(error)}"
         )
+        if isinstance(error, ImportError):
+            return MissingLibraryError(message, hint=plugins.missing(error, what).hint)
+        return DeviceError(message) if isinstance(error, MemoryError) else InputError(message)
 
 
 def flat_outputs(model: LoadedModel, rows: Tensors, task: Task) -> tuple[Task, Tensors]:

@@ -7,8 +7,8 @@ from typing import Final, cast
 
 from edgeserve import plugins
 from edgeserve.contracts.errors import InputError, NotFoundError
+from edgeserve.contracts.task import FUNCTION
 from edgeserve_compilers.sources.base import Model, Source, SourceOptions
-from edgeserve_compilers.sources.pytorch import FUNCTION
 from edgeserve_compilers.sources.sniff import HINTS, Content, sniff
 
 _FORMATS: Final = (
@@ -28,11 +28,11 @@ def load(path_or_function: str | Path, options: SourceOptions | None = None) -> 
     path = Path(path_or_function)
     content = sniff(path)
     if content is Content.NOTHING and not FUNCTION.fullmatch(str(path_or_function)):
-        raise NotFoundError(f"there is no model file {path}")
+        raise NotFoundError(f"there is no model file {path}", hint=HINTS[content])
     if (source := find_source(path)) is not None:
         return source.load(path, options)
     if content is Content.NOTHING:
-        raise NotFoundError(f"there is no model file {path}")
+        raise NotFoundError(f"there is no model file {path}", hint=HINTS[content])
     if content is Content.SPECIAL or content is Content.FOLDER:
         raise InputError(f"{path} is not a file, but {content.value}", hint=HINTS[content])
     raise InputError(f"{path} is {content.value}", hint=HINTS.get(content, f"MODEL is one of {_FORMATS}"))

@@ -76,7 +76,7 @@ def plan(
     """
     if not targets:
         raise InputError("nothing to compile for", hint="name a --target or a --device")
-    _check_rows(model, options.task)
+    check_rows(model, options.task)
     wanted = options.precision
     if wanted is PrecisionChoice.INT8 and not calibrated:
         raise InputError("int8 needs calibration data", hint="give --calibration DATA with about 200 typical rows")
@@ -120,9 +120,9 @@ def accuracy_refusals(found: Measurement, options: CompileOptions) -> tuple[str,
     reasons = []
     if found.has_nan:
         reasons.append("its answers hold NaN")
-    if found.drop > options.max_accuracy_drop + _ROUNDING:
+    if not found.drop <= options.max_accuracy_drop + _ROUNDING:  # a metric that says NaN has not shown anything
         reasons.append(f"it loses {found.drop:.4f}, at most {options.max_accuracy_drop:.4f} are allowed")
-    if found.agreement <= _LEAST_AGREEMENT:
+    if not found.agreement > _LEAST_AGREEMENT:
         reasons.append(f"it agrees with the float model to {found.agreement:.1%} only")
     if found.float_positives and not found.positives:
         reasons.append(f"it finds none of the float model's {found.float_positives} boxes")
@@ -135,7 +135,7 @@ def accuracy_refusals(found: Measurement, options: CompileOptions) -> tuple[str,
 def choose(trials: Sequence[Trial], *, keep_float: bool) -> Verdict:
     """Decide which trial of one form is packed: a smaller one if it may be, else float if that may be.
 
-    Of several, the one that loses least; then the one with least noise, fewest layers in float, the smallest.
+    Of several, the one with fewest layers in float; then the one that loses least, with least noise, the smallest.
 
     Args:
         trials: All that was tried; the float product is among them.
@@ -147,21 +147,21 @@ def choose(trials: Sequence[Trial], *, keep_float: bool) -> Verdict:
         best = min(small, key=merit)
         return Verdict(kept=best.candidate, why="smaller than float and within the accuracy bound")
     floats = [trial for trial in fit if trial.candidate.precision is Precision.FP32]
+    tried = [trial for trial in trials if trial.candidate.precision is not Precision.FP32]
     if floats and keep_float:
-        tried = [trial for trial in trials if trial.candidate.precision is not Precision.FP32]
         return Verdict(kept=floats[0].candidate, why=_why_float(tried))
-    closest = best_found(trials)
-    reasons = "; ".join(closest.refused) if closest else ""
-    title = closest.candidate.title if closest else "none"
-    return Verdict(kept=None, why=f"best found: {title}: {reasons or 'float is not packed in this form'}")
+    closest = best_found(tried or trials)
+    what = "best found" if closest else "none could be made"
+    closest = closest or next(iter(tried or trials))
+    reasons = "; ".join(closest.refused) or "float is not packed in this form"
+    return Verdict(kept=None, why=f"{what}: {closest.candidate.title}: {reasons}")
 
 
 def is_redundant(trial: Trial, others: Sequence[Trial], options: CompileOptions) -> bool:
     """Whether a variant that runs on fewer devices is hardly better than one of its precision that runs on more."""
     gain = _WORTH_A_VARIANT * options.max_accuracy_drop
     return any(
-        other.candidate.precision is trial.candidate.precision and merit(other)[0] <= merit(trial)[0] + gain
-        for other in others
+        other.candidate.precision is trial.candidate.precision and loss(other) <= loss(trial) + gain for other in others
     )
 
 
@@ -169,19 +169,22 @@ def best_found(trials: Sequence[Trial]) -> Trial | None:
     """The trial that lost least, refused or not; quantized ones first. None when nothing ran."""
     ran = [trial for trial in trials if trial.measurement is not None]
     small = [trial for trial in ran if trial.candidate.precision is not Precision.FP32]
-    return min(small or ran, key=merit, default=None)
+    return min(small or ran, key=lambda trial: (loss(trial), merit(trial)), default=None)
 
 
-def merit(trial: Trial) -> tuple[float, float, int, int]:
-    """What makes a trial better than another, smallest first."""
+def loss(trial: Trial) -> float:
+    """What a trial loses of the metric; answers that happen to be better than float's are luck, not merit."""
     found = trial.measurement
-    if found is None or found.has_nan:
-        return float("inf"), 0.0, 0, 0
-    noise = found.sqnr_db
+    return float("inf") if found is None or found.has_nan else max(round(found.drop, 9), 0.0)
+
+
+def merit(trial: Trial) -> tuple[int, float, float, int]:
+    """What makes one trial that holds the bound better than another, smallest first."""
+    noise = trial.measurement.sqnr_db if trial.measurement else 0.0
     return (
-        max(round(found.drop, 9), 0.0),  # answers that happen to be better than float's are luck, not merit
-        -noise if noise is not None else float("-inf"),
         len(trial.candidate.float_layers),
+        loss(trial),
+        -noise if noise is not None else float("-inf"),
         trial.size_bytes,
     )
 
@@ -211,7 +214,12 @@ def _why_float(tried: Sequence[Trial]) -> str:
     return f"float: {len(tried)} smaller forms were refused, the best ({best.candidate.title}) because {reasons}"
 
 
-def _check_rows(model: ModelSpec, task: Task) -> None:
+def check_rows(model: ModelSpec, task: Task) -> None:
+    """Hold the inputs against what rows of data can give.
+
+    Raises:
+        InputError: An input takes strings, or its first axis does not count rows.
+    """
     for spec in model.signature.inputs:
         if spec.datatype is Datatype.BYTES:
             raise InputError(f"input {spec.name!r} takes strings", hint="compile the part of the model after them")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import platform
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -19,6 +21,8 @@ _LIBRARIES: Final = (
     "edgeserve", "numpy", "pillow", "onnx", "onnxruntime", "openvino", "nncf", "ai-edge-litert", "ai-edge-quantizer",
     "torch", "tensorflow", "tf2onnx", "skl2onnx", "onnxmltools", "scikit-learn", "xgboost", "lightgbm",
 )  # fmt: skip
+_AFTER_PATH: Final = r"\s:;,'\"()"
+"""Characters at which a path in a message ends."""
 _MANY_TRIALS: Final = 10
 """Choosing the best of so many on the same rows flatters it noticeably."""
 _FEW_ROWS: Final = 100
@@ -162,6 +166,17 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
 def data_facts(data: Dataset) -> DataFacts:
     """Facts of a data set."""
     return DataFacts(file=data.file, digest=data.digest, rows=data.rows, labelled=data.truth is not None)
+
+
+def without_folders(text: str, folders: Iterable[Path]) -> str:
+    """`text` in which files below `folders` are named without what they lie in: evidence leaves this machine.
+
+    Not every word with slashes is taken for a path: layers have such names, too.
+    """
+    for folder in sorted({str(folder) for folder in folders if len(folder.parts) > 1}, key=len, reverse=True):
+        inside = rf"{re.escape(folder)}(?![^{_AFTER_PATH}/])(/[^{_AFTER_PATH}]*)?"
+        text = re.sub(inside, lambda found: Path(found[1] or "").name or "...", text)
+    return text
 
 
 def versions() -> dict[str, str]:

@@ -19,7 +19,8 @@ from edgeserve.release.layout import Release, open_release
 from edgeserve_compilers import plan
 from edgeserve_compilers.cache import Cache
 from edgeserve_compilers.compilation import Compilation, Outcome
-from edgeserve_compilers.report import Report, versions
+from edgeserve_compilers.converters import onnx2tf
+from edgeserve_compilers.report import Report, data_facts, versions
 from edgeserve_compilers.spec import CompileOptions, PrecisionChoice
 from edgeserve_compilers.subject import Subject, Wish, read_subject
 from edgeserve_compilers.targets.base import Target
@@ -120,15 +121,17 @@ def _cache_key(request: Request, subject: Subject, options: CompileOptions, befo
     model, data = subject.model, (subject.calibration, subject.validation)
     host = probe()
     return Cache.key(
-        model=digest_of(model.content),
+        model=model.spec,  # its digest holds all files of the model, its name is in the report
+        content=digest_of(model.content),
         originals={name: digest_of(path.read_bytes()) for name, path in model.originals.items()},
-        data=[entry.digest if entry else "" for entry in data],
+        data=[data_facts(entry) if entry else None for entry in data],
         options=options,
         targets=request.targets,
         identity=request.identity,
         baseline=before.digest if before else "",
         versions=versions(),
-        host=[host.cpu, host.architecture, sorted(host.cpu_features)],
+        converters={"onnx2tf": onnx2tf.is_there()},
+        host=[host.cpu, host.architecture, sorted(host.cpu_features), host.accelerators, host.runtimes],
     )
 
 

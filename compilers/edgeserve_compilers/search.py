@@ -2,7 +2,7 @@
 
 1. Order the base candidates by the noise that they add on a few calibration rows (cheap).
 2. Judge them on all rows, in that order, until one holds the bound and loses nothing; three at least.
-3. When none does: rank the layers of the best by the noise of *only this layer quantized*, find by bisection how many
+3. When none does: rank the layers by the noise of *only this layer quantized*, find by bisection how many
    of the noisiest must stay float, then give back to int8 whatever turns out not to be needed.
 4. When that does not help either: weights only.
 
@@ -17,7 +17,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from edgeserve.contracts.limits import SEARCH_TRIALS
-from edgeserve_compilers.plan import merit
+from edgeserve_compilers.plan import loss
 from edgeserve_compilers.spec import Candidate, LayerNoise, Trial
 
 Judge = Callable[[Candidate], Trial]
@@ -29,8 +29,10 @@ Mendable = Callable[[Trial], bool]
 
 _JUDGED_AT_LEAST: Final = 3
 """Base candidates judged on all rows even when the first loses nothing: noise is a hint, the metric decides."""
-_MIXED_BASES: Final = 2
-"""Base candidates that mixed precision starts from: the most accurate one is not always the one that mends best."""
+_MOST_IN_FLOAT: Final = 0.5
+"""Share of the layers: beyond it weights alone in int8 are smaller, and as fast."""
+_PRUNED_AT_MOST: Final = 12
+"""Layers, the least noisy first, that are tried in int8 again one by one: each costs a judgement."""
 
 
 def search(
@@ -60,15 +62,14 @@ def search(
     full = [candidate for candidate in candidates if not candidate.weights_only]
     trials = list(_bases(full, judge, noise, most))
     ranking: tuple[LayerNoise, ...] = ()
-    mendables = sorted(filter(mendable, trials), key=merit)
-    if mixed and len(layers) > 1 and not _any_holds(trials):
-        for base in mendables[:_MIXED_BASES]:
-            # What makes a layer hard is the layer: one ranking serves all calibrators.
-            ranking = ranking or rank(base.candidate, layers, noise)
-            order = [entry.layer for entry in ranking]
-            trials += _mixed(base.candidate, order, judge, most - len(trials))
-            if _any_holds(trials):
-                break
+    mendables = list(filter(mendable, trials))  # the least noisy first
+    if mixed and len(layers) > 1 and mendables and not _any_holds(trials):
+        # What makes a layer hard is the layer: one ranking serves all calibrators.
+        ranking = rank(mendables[0].candidate, layers, noise)
+        order = [entry.layer for entry in ranking]
+        bases = {mendables[0].candidate: None, min(mendables, key=loss).candidate: None}
+        for base in bases:
+            trials += _mixed(base, order, judge, most - len(trials))
     if not _any_holds(trials) and (mendables or not full):
         weights_only = [candidate for candidate in candidates if candidate.weights_only]
         trials += _bases(weights_only, judge, noise, most - len(trials))
@@ -92,7 +93,7 @@ def _bases(candidates: Sequence[Candidate], judge: Judge, noise: Noise, most: in
     order = sorted(candidates, key=noise) if len(candidates) > 1 else list(candidates)
     trials: list[Trial] = []
     for candidate in order[:most]:
-        if len(trials) >= _JUDGED_AT_LEAST and any(not trial.refused and merit(trial)[0] == 0 for trial in trials):
+        if len(trials) >= _JUDGED_AT_LEAST and any(not trial.refused and loss(trial) == 0 for trial in trials):
             break
         trials.append(judge(candidate))
     return trials
@@ -108,7 +109,7 @@ def _mixed(base: Candidate, order: Sequence[str], judge: Judge, most: int) -> Se
         trials.append(judge(_with_float(base, layers)))
         return not trials[-1].refused
 
-    low, high = 1, len(order) - 1  # one layer at least stays quantized
+    low, high = 1, max(1, int(_MOST_IN_FLOAT * len(order)))
     kept: Sequence[str] | None = None
     while low <= high:
         middle = (low + high) // 2
@@ -118,7 +119,7 @@ def _mixed(base: Candidate, order: Sequence[str], judge: Judge, most: int) -> Se
             low = middle + 1
     if kept is None:
         return trials
-    for layer in reversed(list(kept)):
+    for layer in list(reversed(kept))[:_PRUNED_AT_MOST]:
         fewer = [name for name in kept if name != layer]
         if fewer and holds(fewer):
             kept = fewer

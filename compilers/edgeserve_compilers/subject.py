@@ -11,13 +11,13 @@ from msgspec.structs import replace
 
 from edgeserve.contracts.errors import InputError
 from edgeserve.contracts.limits import CALIBRATION_STEPS, RANKING_ELEMENTS, RANKING_ROWS
-from edgeserve.contracts.task import Kind, Task
+from edgeserve.contracts.task import METRICS, Kind, Task
 from edgeserve.runtimes.base import LoadedModel, RuntimeOptions, Tensors
 from edgeserve.runtimes.rows import unroll
 from edgeserve.runtimes.variant import find_runtime
 from edgeserve.task.metadata import task_from_metadata
 from edgeserve.task.model_toml import check_task
-from edgeserve_compilers import load
+from edgeserve_compilers import load, plan
 from edgeserve_compilers.data.dataset import Dataset
 from edgeserve_compilers.data.read import load as load_data
 from edgeserve_compilers.sources.base import Model, SourceOptions
@@ -77,8 +77,7 @@ def read_subject(wish: Wish) -> Subject:
     signature = model.spec.signature
     given = wish.task or task_from_metadata(model.metadata, signature)
     task = check_task(given or Task(), signature)
-    if wish.metric:
-        task = replace(task, metric=wish.metric)
+    plan.check_rows(model.spec, task)
     calibration = load_data(Path(wish.calibration), signature, task) if wish.calibration else None
     validation = load_data(Path(wish.validation), signature, task) if wish.validation else None
     judged_on = validation or calibration
@@ -86,7 +85,7 @@ def read_subject(wish: Wish) -> Subject:
         raise InputError(
             "nothing is packed that was not measured", hint="give --validation or --calibration, best both"
         )
-    task, unjudged = _judge_by(task, judged_on, known=given is not None)
+    task, unjudged = _judge_by(task, judged_on, known=given is not None, metric=wish.metric)
     if calibration and {n: a.shape[1:] for n, a in calibration.inputs.items()} != {
         n: a.shape[1:] for n, a in judged_on.inputs.items()
     }:
@@ -136,10 +135,15 @@ def run_steps(model: LoadedModel, rows: Tensors, state: dict[str, str]) -> Tenso
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if name not in carried}
 
 
-def _judge_by(task: Task, data: Dataset, *, known: bool) -> tuple[Task, tuple[str, ...]]:
+def _judge_by(task: Task, data: Dataset, *, known: bool, metric: str) -> tuple[Task, tuple[str, ...]]:
     """The task with its metric, and what cannot be judged."""
     unjudged = []
     if not known and data.truth is None:
+        if metric not in ("", *METRICS[Kind.TENSORS]):
+            raise InputError(
+                f"--metric {metric}: {data.file} has no labels, and no task says what the outputs mean",
+                hint="give labelled data, or a model.toml with --task; numbers are compared by sqnr or agreement",
+            )
         task = replace(task, kind=Kind.TENSORS, metric="")
         unjudged.append(
             "no task says what the outputs mean: they were held against the float model's number by number; whether "
@@ -150,8 +154,12 @@ def _judge_by(task: Task, data: Dataset, *, known: bool) -> tuple[Task, tuple[st
             f"no task says what the outputs mean: {task.output!r} was taken for class scores, "
             f"because {data.file} has labels"
         )
+    task = replace(task, metric=metric or task.metric)
+    used = metric_of(task, data)
     if data.truth is None:
+        instead = f", {used} stands in for {task.metric}" if task.metric not in ("", used) else ""
         unjudged.append(
-            f"{data.file} has no labels: the float model's answers are the truth; how right they are is not known"
+            f"{data.file} has no labels: the float model's answers are the truth{instead}; how right they are is not "
+            "known"
         )
-    return replace(task, metric=metric_of(task, data)), tuple(unjudged)
+    return replace(task, metric=used), tuple(unjudged)

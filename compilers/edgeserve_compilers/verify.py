@@ -25,7 +25,7 @@ from edgeserve_compilers.spec import FieldNoise, Measurement
 
 _WARM_UP: Final = 3
 _PAIRS: Final = 100
-_LATENCY_BUDGET_S: Final = 0.5
+_LATENCY_BUDGET_S: Final = 0.25
 """A slow model is timed on fewer calls, at least three."""
 INFINITE_NOISE: Final = 1e20
 _DROWNED_DB: Final = -200.0
@@ -164,10 +164,16 @@ def _check_labels(task: Task, found: Fields, data: Dataset) -> None:
         return
     classes = scores.shape[-1]
     if task.labels and len(task.labels) != classes:
-        raise InputError(f"{len(task.labels)} labels are given, the model scores {classes} classes")
+        raise InputError(
+            f"{len(task.labels)} labels are given, the model scores {classes} classes",
+            hint="name every class, in the order of the scores",
+        )
     truth = data.truth
     if task.kind in (Kind.CLASSIFICATION, Kind.KEYWORDS) and isinstance(truth, np.ndarray) and truth.max() >= classes:
-        raise InputError(f"{data.file}: labels go up to {truth.max()}, the model scores {classes} classes from 0")
+        raise InputError(
+            f"{data.file}: labels go up to {truth.max()}, the model scores {classes} classes from 0",
+            hint="number the classes from 0, in the order of the scores",
+        )
 
 
 def _latencies(model: LoadedModel, baseline: LoadedModel, reference: Reference) -> tuple[float, float]:

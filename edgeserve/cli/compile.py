@@ -8,7 +8,8 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from textwrap import shorten
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from edgeserve_compilers.spec import Trial
     from edgeserve_compilers.subject import Wish
 
+_REASON: Final = 120
+"""Characters of the reason why a trial was refused; below the table, that of the best stands in full."""
 HEADERS = ("target", "precision", "accuracy", "drop [95 %]", "KB float", "KB", "ms float", "ms", "runs", "verdict")
 _DATA_HELP = ".npz, folder of images or WAV, COCO .json, Ultralytics data.yaml; #NAME takes one split of it."
 
@@ -129,11 +132,13 @@ def command(
         from edgeserve_compilers.converters import onnx2tf
 
         onnx2tf.prepare()
+    described = _task(task, labels, scores)
+    _find_own_functions(model, metric, described)
     wish = Wish(
         model=model,
         calibration=calibration,
         validation=validation,
-        task=_task(task, labels, scores),
+        task=described,
         metric=metric,
         trust_pickle=trust_pickle,
     )
@@ -188,11 +193,23 @@ def _task(path: Path | None, labels: str, scores: str) -> Task | None:
     return None
 
 
+def _find_own_functions(model: str, metric: str, task: Task | None) -> None:
+    """Let `module:function` name a module in the current folder.
+
+    Only when there is one, and last on the path: no file that happens to lie here takes the place of a library.
+    """
+    from edgeserve.contracts.task import FUNCTION
+
+    names = ["" if Path(model).exists() else model, metric, *((task.metric, task.function) if task else ())]
+    if any(map(FUNCTION.fullmatch, names)):
+        sys.path.append(str(Path.cwd()))
+
+
 def _cache() -> Cache:
     from edgeserve.contracts.limits import COMPILE_CACHE_BYTES
-    from edgeserve_compilers.cache import Cache, default_folder
+    from edgeserve_compilers.cache import RELEASES, Cache, default_folder
 
-    return Cache(default_folder(os.environ, Path.home()), COMPILE_CACHE_BYTES)
+    return Cache(default_folder(os.environ, Path.home()) / RELEASES, COMPILE_CACHE_BYTES)
 
 
 def _check_release(wish: Wish, path: Path, *, as_json: bool) -> None:
@@ -314,12 +331,16 @@ def _print_report(report: Report) -> None:
 
 
 def _shown(target: TargetReport) -> list[Trial]:
-    """What was packed; where nothing was, all that was tried."""
-    return [target.kept] if target.kept else [trial for trial in target.trials if trial.refused]
+    """What was packed; where nothing was that the target needs, all that was tried."""
+    if target.kept:
+        return [target.kept]
+    return [trial for trial in target.trials if trial.refused] if target.required else []
 
 
 def _row(target: TargetReport, trial: Trial) -> list[str]:
-    verdict = ("kept: " if trial is target.kept else "refused: ") + trial.candidate.title
+    verdict = f"kept: {trial.candidate.title}"
+    if trial is not target.kept:
+        verdict = f"refused: {trial.candidate.title}: {shorten('; '.join(trial.refused), _REASON, placeholder=' ...')}"
     found = trial.measurement
     if found is None:
         return [target.title, trial.candidate.precision.value, "", "", "", "", "", "", "", verdict]

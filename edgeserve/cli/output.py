@@ -7,7 +7,9 @@ from collections.abc import Iterable, Sequence
 import msgspec
 import typer
 
-_MAX_WIDTH = 300
+_LEAST_WIDTH = 300
+_BETWEEN = 4
+"""Columns of the screen between two columns of a table, at most."""
 
 
 def print_json(document: object) -> None:
@@ -31,7 +33,8 @@ def print_table(
     for row in cells:
         table.add_row(*row)
     # Never cropped: a terminal that is narrower wraps the line, and a pipe gets every character.
-    console = Console(width=_MAX_WIDTH, highlight=False, markup=False, emoji=False, no_color=True)
+    width = sum(max(map(len, column)) + _BETWEEN for column in zip(headers, *cells, strict=True))
+    console = Console(width=max(width, _LEAST_WIDTH), highlight=False, markup=False, emoji=False, no_color=True)
     with console.capture() as captured:
         console.print(table)
     typer.echo("\n".join(line.rstrip() for line in captured.get().splitlines()).strip("\n"))

@@ -8,6 +8,7 @@
     ├── AccuracyError     no variant meets the accuracy bound        exit 4
     ├── TransientError    network or peer: try again                 exit 1
     └── DeviceError       this machine cannot: disk, runtime, port   exit 1
+        └── MissingLibraryError  ... until a package is installed    exit 1
 
 Protocol codes (HTTP, MQTT) are chosen by the protocol adapters, never here.
 """
@@ -65,3 +66,7 @@ class TransientError(EdgeServeError):
 
 class DeviceError(EdgeServeError):
     """This machine cannot do it: no space, no runtime, port in use, limits."""
+
+
+class MissingLibraryError(DeviceError):
+    """A package is not installed; the hint has the command that installs it."""

@@ -57,6 +57,10 @@ REQUEST_BODY_MIN_BYTES_PER_S: Final = 16 * KIB
 """A body may take REQUEST_HEAD_S plus its length over this rate."""
 MAX_PIPELINED: Final = 64
 """Requests read ahead on one connection before reading pauses."""
+MAX_SERVED_PIXELS: Final = 25_000_000
+"""Pixels of a picture in a request: those of a 24-megapixel camera, 75 MB on each thread that decodes one."""
+MAX_SERVED_SAMPLES: Final = 10_000_000
+"""Samples of sound in a request, all channels together: ten minutes at 16 kHz, 80 MB on each thread."""
 MAX_CONNECTIONS: Final = 1024
 """Open HTTP connections: the usual soft limit of file descriptors; further ones get 503."""
 MAX_BODY_BYTES_IN_FLIGHT: Final = 256 * MIB

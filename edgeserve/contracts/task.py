@@ -126,7 +126,7 @@ class ImageInput(msgspec.Struct, frozen=True, kw_only=True, tag="image", tag_fie
     """Then divided by it; empty = 1."""
 
     def __post_init__(self) -> None:
-        where = f"image input {self.name!r}"
+        where = f"image input {self.name!r}" if self.name else "[[inputs]] (image)"
         if not all(1 <= side <= MAX_IMAGE_SIDE for side in self.size):
             raise InputError(f"{where}: size {list(self.size)} is not [height, width] of 1 to {MAX_IMAGE_SIDE}")
         _one_of(where, "align", self.align, ("center", "top-left"))
@@ -183,7 +183,7 @@ class AudioInput(msgspec.Struct, frozen=True, kw_only=True, tag="audio", tag_fie
     """Samples of the step before that are put in front of each step (zeros before the first)."""
 
     def __post_init__(self) -> None:
-        where = f"audio input {self.name!r}"
+        where = f"audio input {self.name!r}" if self.name else "[[inputs]] (audio)"
         _one_of(where, "features", self.features, ("waveform", "log-mel", "mfcc"))
         positive = ("rate", "samples", "frame", "step", "fft", "mels", "coefficients")
         for field in positive:
@@ -191,9 +191,9 @@ class AudioInput(msgspec.Struct, frozen=True, kw_only=True, tag="audio", tag_fie
                 raise InputError(f"{where}: {field} {getattr(self, field)} is not between 1 and 10 000 000")
         if self.fft < self.frame and self.features != "waveform":
             raise InputError(f"{where}: fft {self.fft} is shorter than a frame of {self.frame}")
-        if not 0 <= self.low_hz < self.high_hz <= self.rate / 2:
+        if self.features != "waveform" and not 0 <= self.low_hz < self.high_hz <= self.rate / 2:
             raise InputError(f"{where}: mel range {self.low_hz}-{self.high_hz} Hz is not within 0-{self.rate / 2} Hz")
-        if self.coefficients > self.mels:
+        if self.features == "mfcc" and self.coefficients > self.mels:
             raise InputError(f"{where}: {self.coefficients} coefficients of {self.mels} mels")
         if min(self.chunk, self.context) < 0 or (self.context and not self.chunk):
             raise InputError(f"{where}: context needs a chunk, and neither is negative")
@@ -206,17 +206,21 @@ class Boxes(msgspec.Struct, frozen=True, kw_only=True):
 
     layout: str = "decoded"
     """`grid`: [rows, cells, 5 + classes], raw: centre offset and log size in cells of the strides, objectness, classes
-       (YOLOX, YOLOv5-lite anchor-free).
+       (YOLOX).
     `decoded`: [rows, boxes, 5 + classes], boxes in pixels, objectness, classes (YOLOv5, v7, decoded YOLOX).
     `channels-first`: [rows, 4 + classes, boxes], boxes in pixels, classes, no objectness (Ultralytics v8, v9, v11).
     `end-to-end`: [rows, boxes, 6], corners, score, class; nothing overlaps (Ultralytics v10, v26, or NMS in the graph).
     `distances`: raw anchor-free head: [rows, cells, 4 bins + classes] or two outputs; distances to the four sides in
-       cells, as a distribution over `bins` when that is more than 1 (FCOS, NanoDet, Ultralytics raw).
-    `split`: boxes [rows, boxes, 4] and scores [rows, boxes, classes] are outputs of their own (SSD, DETR)."""
+       cells from the centre of each, as a distribution over `bins` when that is more than 1 (Ultralytics raw, FCOS
+       without centre-ness).
+    `split`: boxes [rows, boxes, 4] and scores [rows, boxes, classes] are outputs of their own (SSD with its anchors
+       applied, RT-DETR); with `classes`, scores are [rows, boxes] and nothing overlaps (TensorFlow's post-process)."""
     output: str = ""
     """Output with the boxes; empty = the task's output."""
     scores: str = ""
     """`split`, and `distances` when the scores are an output of their own."""
+    classes: str = ""
+    """`split`: output with the class of each box, [rows, boxes], when its score is only that of this class."""
     format: str = "cxcywh"
     """Of decoded boxes: `cxcywh`, `xyxy`, `yxyx` or `xywh` (left, top, width, height)."""
     normalised: bool = False
@@ -224,7 +228,7 @@ class Boxes(msgspec.Struct, frozen=True, kw_only=True):
     logits: bool = False
     """Scores (and objectness) still need a sigmoid."""
     background: bool = False
-    """Class 0 of the scores is `nothing`."""
+    """Class 0 of the output is `nothing`: what it calls 1 is the first label."""
     strides: tuple[int, ...] = (8, 16, 32)
     """`grid`, `distances`: size of a cell in pixels, level by level in the order of the output."""
     bins: int = 1
@@ -232,7 +236,7 @@ class Boxes(msgspec.Struct, frozen=True, kw_only=True):
     score: float = 0.25
     """Boxes below it are not shown to anyone; the metric `map` looks down to 0.01."""
     nms_iou: float = 0.65
-    """Of two boxes of a class that overlap more, the better stays; unused by `end-to-end`."""
+    """Of two boxes of a class that overlap more, the better stays; unused where nothing overlaps."""
     most: int = 100
     """Boxes kept of one image, the best first."""
 
@@ -246,6 +250,8 @@ class Boxes(msgspec.Struct, frozen=True, kw_only=True):
             raise InputError("boxes: strides, bins or most is out of range")
         if self.layout == "split" and not self.scores:
             raise InputError("boxes: layout split needs the name of the output with the scores", hint='scores = "..."')
+        if self.classes and self.layout != "split":
+            raise InputError(f"boxes: layout {self.layout} has no output of classes", hint='layout = "split"')
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
@@ -278,6 +284,10 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     """Custom: `module:function` that takes the outputs of one row by name and returns the answer (JSON-like)."""
 
     def __post_init__(self) -> None:
+        if self.kind not in METRICS:
+            raise InputError(
+                f"task kind {self.kind!r} is not known", hint=f"use {', '.join(kind.value for kind in Kind)}"
+            )
         if self.kind is Kind.DETECTION and self.boxes is None:
             raise InputError("a detection task needs a table [boxes]", hint='such as [boxes] with layout = "decoded"')
         if self.kind is not Kind.DETECTION and self.boxes is not None:
@@ -300,7 +310,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
         return bool(self.state)
 
 
-_FUNCTION: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*")
+FUNCTION: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*")
+"""`module:function`, the user's own code."""
 
 
 def check_function(text: str, what: str) -> str:
@@ -309,7 +320,7 @@ def check_function(text: str, what: str) -> str:
     Raises:
         InputError: It has not.
     """
-    if not _FUNCTION.fullmatch(text):
+    if not FUNCTION.fullmatch(text):
         raise InputError(f"{what} {text[:80]!r} is not module:function", hint="such as mypackage.metrics:recall")
     return text
 

@@ -228,7 +228,7 @@ def _read_file(folder: Path, name: str, *, limit: int) -> bytes:
         with open_regular(folder / name) as file:
             data = file.read(limit + 1)
     except NotFoundError:
-        raise NotFoundError(f"{folder} has no {name}", hint="it is not an OCI image layout") from None
+        raise NotFoundError(f"{folder} has no {name}", hint="give a release: an OCI image layout") from None
     if len(data) > limit:
         raise InputError(f"{name} in {folder} has more than the {limit} bytes allowed for it")
     return data

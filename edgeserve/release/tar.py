@@ -115,7 +115,7 @@ def read_member(path: Path, members: dict[str, Extent], name: str, *, limit: int
     """
     extent = members.get(name)
     if extent is None:
-        raise NotFoundError(f"{path} has no {name}", hint="it is not an OCI image layout")
+        raise NotFoundError(f"{path} has no {name}", hint="give a release: an OCI image layout")
     if extent.size > limit:
         raise InputError(f"{name} in {path} has {extent.size} bytes, at most {limit} are allowed")
     with open_member(path, extent) as file:

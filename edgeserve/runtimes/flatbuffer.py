@@ -14,6 +14,7 @@ from edgeserve.contracts.errors import InputError
 
 IDENTIFIER: Final = b"TFL3"
 _IDENTIFIER_AT: Final = 4
+_OFFSET_BYTES: Final = 4
 _HINT: Final = "check that the file is whole; export it again"
 
 Buffer = bytes | memoryview
@@ -21,7 +22,7 @@ Buffer = bytes | memoryview
 
 @dataclass(frozen=True)
 class _Table:
-    """Fields of a table that hold an offset, and numbers wider than nothing: by field number."""
+    """Fields of a table that hold an offset, by field number."""
 
     vectors: Mapping[int, int] = field(default_factory=dict)
     """Vector of numbers or a string, with the bytes of one element."""
@@ -73,10 +74,14 @@ def check_tflite(data: Buffer, name: str) -> None:
 def _walk(data: Buffer) -> None:
     waiting = [(_offset(data, 0), "Model")]
     seen = set(waiting)
+    left = len(data) // _OFFSET_BYTES
     while waiting:
         place, kind = waiting.pop()
         fields = _fields(data, place)
         for entry in _children(data, kind, fields):
+            left -= 1
+            if left < 0:  # tables that share one long vector would be walked for hours
+                raise IndexError("it has more references than bytes for them")
             if entry not in seen:
                 seen.add(entry)
                 waiting.append(entry)
@@ -95,8 +100,8 @@ def _children(data: Buffer, kind: str, fields: Callable[[int], int | None]) -> I
             yield _offset(data, at), child
     for number, child in table.many.items():
         if (at := fields(number)) is not None:
-            start, count = _vector(data, _offset(data, at), 4)
-            yield from ((_offset(data, start + 4 * index), child) for index in range(count))
+            start, count = _vector(data, _offset(data, at), _OFFSET_BYTES)
+            yield from ((_offset(data, start + _OFFSET_BYTES * index), child) for index in range(count))
 
 
 def _fields(data: Buffer, table: int) -> Callable[[int], int | None]:

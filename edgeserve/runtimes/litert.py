@@ -20,6 +20,7 @@ from edgeserve.contracts.tensors import Signature, TensorSpec, datatype_of
 from edgeserve.runtimes.base import LoadedModel, RuntimeOptions, Tensor, Tensors
 from edgeserve.runtimes.checks import check_file, check_inputs, first_line
 from edgeserve.runtimes.flatbuffer import check_tflite
+from edgeserve.runtimes.litert_stderr import hush
 
 try:
     from ai_edge_litert import interpreter as litert
@@ -121,9 +122,11 @@ class LiteRtModel:
 
     def close(self) -> None:
         """Release the interpreters once running calls have ended."""
-        self._idle = None
+        with self._lock:  # a call that ends just now must not find the list gone after it has looked
+            self._idle = None
 
     def _open(self) -> Any:  # noqa: ANN401 - the library is not typed
+        hush(lambda content: litert.Interpreter(model_content=content))
         return litert.Interpreter(model_path=str(self._path), num_threads=self._threads)
 
     def _take(self, shapes: tuple[tuple[int, ...], ...]) -> _Prepared:

@@ -56,8 +56,9 @@ def run_rows(model: LoadedModel, inputs: Mapping[str, Tensor]) -> Tensors:
     if len(counts) != 1:
         raise InputError(f"inputs have different numbers of rows: {sorted(counts)}")
     rows = counts.pop()
-    batch = built_in_batch(model.signature) or _BATCH
-    if not rows or (built_in_batch(model.signature) and rows % batch):
+    built_in = built_in_batch(model.signature)
+    batch = built_in or _BATCH
+    if not rows or (built_in and rows % built_in):
         raise InputError(f"{rows} rows do not fill calls of {batch}")
     parts = []
     for start in range(0, rows, batch):

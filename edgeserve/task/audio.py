@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeserve.contracts.errors import InputError
+from edgeserve.contracts.limits import MAX_MEDIA_BYTES
 from edgeserve.contracts.task import AudioInput
 
 Sound = npt.NDArray[np.float64]
@@ -33,16 +34,18 @@ _LOUDEST: Final = 2.0**31
 _WRITE_PCM: Final = "write it as PCM, such as: ffmpeg -i sound -c:a pcm_s16le sound.wav"
 
 
-def read_wav(data: bytes, *, rate: int, what: str) -> Sound:
+def read_wav(data: bytes, *, rate: int, what: str, window: int | None = None, most: int = MAX_MEDIA_BYTES) -> Sound:
     """Decode a WAV file: PCM of 8, 16, 24 or 32 bits or float of 32 or 64; channels are averaged.
 
     Args:
         data: The file.
         rate: Samples a second that are expected.
         what: Name of the file for errors.
+        window: Samples that are wanted of each channel: those behind are not looked at. None = all.
+        most: Samples that they may be, all channels together.
 
     Raises:
-        InputError: Not a WAV file, damaged, empty, compressed, has another rate, or holds NaN.
+        InputError: Not a WAV file, damaged, empty, too long, compressed, has another rate, or holds NaN.
     """
     layout, samples = None, None
     for name, chunk in _chunks(data, what):
@@ -59,10 +62,16 @@ def read_wav(data: bytes, *, rate: int, what: str) -> Sound:
             f"{what} has {found_rate} samples a second, the task takes {rate}",
             hint=f"resample it, such as: ffmpeg -i sound.wav -ar {rate} resampled.wav",
         )
-    values = _values(samples, kind, bits, channels, what)
-    if not len(values):
+    block = channels * bits // 8
+    if len(samples) % block:
+        raise InputError(f"{what} ends within a sample", hint="copy or record it again")
+    if not samples:
         raise InputError(f"{what} holds no samples", hint="take it out of the data")
-    if not np.abs(values).max() <= _LOUDEST:  # nor is NaN
+    wanted = samples if window is None else samples[: window * block]
+    if len(wanted) * 8 > most * bits:
+        raise InputError(f"{what} has {len(wanted) * 8 // bits} samples, at most {most} are taken", hint="cut it")
+    values = _values(wanted, kind, bits, channels)
+    if not max(-values.min(), values.max()) <= _LOUDEST:  # nor is NaN
         raise InputError(f"{what} holds samples that are not numbers or beyond {_LOUDEST:.0f}", hint=_WRITE_PCM)
     return values[:, 0] if channels == 1 else values.sum(axis=1) / channels
 
@@ -181,10 +190,8 @@ def _layout(chunk: bytes, what: str) -> tuple[int, int, int, int]:
     return kind, channels, rate, bits
 
 
-def _values(samples: bytes, kind: int, bits: int, channels: int, what: str) -> Sound:
+def _values(samples: bytes, kind: int, bits: int, channels: int) -> Sound:
     """float64 [samples, channels]"""
-    if len(samples) % (channels * bits // 8):
-        raise InputError(f"{what} ends within a sample", hint="copy or record it again")
     if kind == _FLOAT:
         return np.frombuffer(samples, f"<f{bits // 8}").astype(np.float64).reshape(-1, channels)
     if bits == 8:  # the only unsigned one

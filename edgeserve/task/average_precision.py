@@ -1,8 +1,8 @@
 """Mean average precision as COCO defines it, prepared so that it is fast over any choice of pictures.
 
 Lin et al., "Microsoft COCO: Common Objects in Context", 2014, and cocodataset.org/#detection-eval: IoU 0.50:0.05:0.95,
-101 recall points, at most 100 boxes a picture; here without area ranges and crowd regions, over the classes that are
-present in the truth.
+101 recall points, at most 100 boxes of a class in a picture; here without area ranges and crowd regions, over the
+classes that are present in the truth.
 """
 
 from __future__ import annotations
@@ -86,7 +86,8 @@ def match(found: Sequence[Detections], truth: Sequence[Detections]) -> Matches:
     """Match the boxes of each of at least one picture with its true ones, by class and for every IoU threshold."""
     flags, scores, classes, pictures = [], [], [], []
     for picture, (ours, theirs) in enumerate(zip(found, truth, strict=True)):
-        order = np.argsort(-ours.scores, kind="stable")[:_MOST]
+        order = np.argsort(-ours.scores, kind="stable")
+        order = order[_places_in_class(ours.classes[order]) < _MOST]
         overlaps = iou(ours.boxes[order], theirs.boxes)
         overlaps[ours.classes[order, None] != theirs.classes[None]] = 0.0
         flags.append(claim(overlaps, _THRESHOLDS) >= 0)
@@ -111,3 +112,11 @@ def match(found: Sequence[Detections], truth: Sequence[Detections]) -> Matches:
         truth_picture=np.repeat(np.arange(len(truth)), [len(theirs) for theirs in truth]),
         truth_class=truth_class,
     )
+
+
+def _places_in_class(classes: Ints) -> Ints:
+    """How many of the same class come before each."""
+    order = np.argsort(classes, kind="stable")
+    places = np.empty_like(order)
+    places[order] = np.arange(len(order)) - np.searchsorted(classes[order], classes[order])
+    return places

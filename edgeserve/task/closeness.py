@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from numbers import Real
+from typing import Any
 
 import numpy as np
 
@@ -26,10 +27,10 @@ def closeness(found: object, expected: object) -> float:
         if len(found) != len(expected):
             return 0.0
         if any(map(_fraction, (*found, *expected))) and all(map(_number, (*found, *expected))):
-            return _near([float(one) for one in found], [float(one) for one in expected])
+            return _near([_float(one) for one in found], [_float(one) for one in expected])
         return _mean([closeness(ours, theirs) for ours, theirs in zip(found, expected, strict=True)])
     if _number(found) and _number(expected) and (_fraction(found) or _fraction(expected)):
-        return _near([float(found)], [float(expected)])  # type: ignore[arg-type]  # numbers both
+        return _near([_float(found)], [_float(expected)])
     return float(bool(found == expected))
 
 
@@ -39,6 +40,13 @@ def _near(found: list[float], expected: list[float]) -> float:
     if apart == 0:
         return 1.0
     return max(0.0, 1.0 - apart / size) if math.isfinite(apart) and math.isfinite(size) else 0.0
+
+
+def _float(value: Any) -> float:  # noqa: ANN401 - a number
+    try:
+        return float(value)
+    except OverflowError:  # a whole number beyond all floats is as far away as infinity
+        return math.inf if value > 0 else -math.inf
 
 
 def _number(value: object) -> bool:

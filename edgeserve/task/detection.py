@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeserve.contracts.errors import InputError
-from edgeserve.contracts.limits import DETECTION_CANDIDATES, DETECTION_ROWS
+from edgeserve.contracts.limits import DETECTION_CANDIDATES, DETECTION_ROWS, MAX_CLASSES
 from edgeserve.contracts.task import Boxes, ImageInput, Task
 from edgeserve.runtimes.base import Tensor
 from edgeserve.task.answers import Detections
@@ -25,11 +25,11 @@ class Proposals:
     boxes: Floats
     """[rows, n, 4] corners in pixels of the model's input."""
     scores: Floats
-    """[rows, n, classes] without objectness; [rows, n, 1] where `classes` says which."""
+    """[rows, n, classes] without objectness; [rows, n, 1] where `classes` says which, and nothing overlaps."""
     objectness: Floats | None = None
     """[rows, n]."""
     classes: npt.NDArray[np.int64] | None = None
-    """[rows, n]: `end-to-end` only."""
+    """[rows, n]: `end-to-end`, and `split` with an output of classes."""
 
 
 def detect(task: Task, outputs: Mapping[str, Tensor], *, least_score: float | None = None) -> list[Detections]:
@@ -61,15 +61,12 @@ def propose(task: Task, outputs: Mapping[str, Tensor], dtype: type[np.floating[A
         InputError: As `detect`.
     """
     settings = _settings(task)
-    _, array = scored_output(task, outputs, settings.output)
-    main = _three_axes(array, settings.output or task.output or next(iter(outputs))).astype(dtype)
-    other = None
-    if settings.scores:
-        name, array = scored_output(task, outputs, settings.scores)
-        # One class may come without an axis of its own.
-        other = _three_axes(array[..., None] if array.ndim == 2 else array, name).astype(dtype)
+    (name, array), *others = _read(task, settings, outputs)
+    main = _three_axes(array, name).astype(dtype)
+    # Of one number a box, the axis may be left out.
+    rest = [_three_axes(array[..., None] if array.ndim == 2 else array, name).astype(dtype) for name, array in others]
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is left out later
-        return _LAYOUTS[settings.layout](task, settings, main, other)
+        return _LAYOUTS[settings.layout](task, settings, main, rest)
 
 
 def _pick(settings: Boxes, proposals: Proposals, picture: int, least: float) -> Detections:
@@ -86,7 +83,7 @@ def _pick(settings: Boxes, proposals: Proposals, picture: int, least: float) -> 
     if len(values) > DETECTION_CANDIDATES:
         best = np.sort(np.argsort(-values, kind="stable")[:DETECTION_CANDIDATES])
         places, classes, values = places[best], classes[best], values[best]
-    if settings.layout == "end-to-end":
+    if proposals.classes is not None:
         kept = np.argsort(-values, kind="stable")[: settings.most]
     else:
         kept = suppress(boxes[places], values, classes, overlap=settings.nms_iou, most=settings.most)
@@ -97,46 +94,47 @@ def _pick(settings: Boxes, proposals: Proposals, picture: int, least: float) -> 
     )
 
 
-def _grid(task: Task, settings: Boxes, array: Floats, _: Floats | None) -> Proposals:
+def _grid(task: Task, settings: Boxes, array: Floats, _: Sequence[Floats]) -> Proposals:
     # Ge et al., "YOLOX: Exceeding YOLO Series in 2021", section 2.1: offset from the cell's corner, log of the size.
     corners, sides = _cells(task, settings, array.dtype)
-    array = _cells_last(array, len(corners), settings, "5 + classes")
+    array = _at_least(5, settings, _cells_last(array, len(corners), settings, "5 + classes"))
     centre = (array[..., :2] + corners) * sides
     size = np.exp(array[..., 2:4]) * sides
     boxes = to_corners(np.concatenate([centre, size], axis=-1), "cxcywh")
     return _scored(settings, boxes, array[..., 5:], array[..., 4])
 
 
-def _decoded(task: Task, settings: Boxes, array: Floats, _: Floats | None) -> Proposals:
+def _decoded(task: Task, settings: Boxes, array: Floats, _: Sequence[Floats]) -> Proposals:
+    array = _at_least(5, settings, array)
     boxes = _pixels(task, settings, to_corners(array[..., :4], settings.format))
     return _scored(settings, boxes, array[..., 5:], array[..., 4])
 
 
-def _channels_first(task: Task, settings: Boxes, array: Floats, _: Floats | None) -> Proposals:
-    array = array.transpose(0, 2, 1)
+def _channels_first(task: Task, settings: Boxes, array: Floats, _: Sequence[Floats]) -> Proposals:
+    array = _at_least(4, settings, array.transpose(0, 2, 1))
     boxes = _pixels(task, settings, to_corners(array[..., :4], settings.format))
     return _scored(settings, boxes, array[..., 4:], None)
 
 
-def _end_to_end(task: Task, settings: Boxes, array: Floats, _: Floats | None) -> Proposals:
+def _end_to_end(task: Task, settings: Boxes, array: Floats, _: Sequence[Floats]) -> Proposals:
     if array.shape[-1] != 6:
         raise _wrong(settings, array, "[rows, boxes, 6]")
     # Corners by definition; only their order may differ.
     boxes = to_corners(array[..., :4], "yxyx" if settings.format == "yxyx" else "xyxy")
     scores = _sigmoid(array[..., 4:5]) if settings.logits else array[..., 4:5]
-    classes = np.nan_to_num(array[..., 5], nan=-1.0, posinf=-1.0, neginf=-1.0).round().astype(np.int64)
-    return Proposals(boxes=_pixels(task, settings, boxes), scores=scores, classes=classes - settings.background)
+    return Proposals(
+        boxes=_pixels(task, settings, boxes), scores=scores, classes=_class_numbers(settings, array[..., 5])
+    )
 
 
-def _distances(task: Task, settings: Boxes, array: Floats, scores: Floats | None) -> Proposals:
+def _distances(task: Task, settings: Boxes, array: Floats, others: Sequence[Floats]) -> Proposals:
     # Tian et al., "FCOS: Fully Convolutional One-Stage Object Detection", 2019: distances from the cell's centre to the
     # left, top, right and bottom; Li et al., "Generalized Focal Loss", 2020, section 3.2: as distributions over bins.
     corners, sides = _cells(task, settings, array.dtype)
-    array = _cells_last(array, len(corners), settings, "4 bins + classes")
-    scores = array[..., 4 * settings.bins :] if scores is None else _cells_last(scores, len(corners), settings, "C")
-    if array.shape[-1] < 4 * settings.bins:
-        raise _wrong(settings, array, f"[rows, {len(corners)} cells, at least {4 * settings.bins}]")
-    distances = array[..., : 4 * settings.bins]
+    array = _at_least(4 * settings.bins, settings, _cells_last(array, len(corners), settings, "4 bins + classes"))
+    distances, scores = array[..., : 4 * settings.bins], array[..., 4 * settings.bins :]
+    if others:
+        scores = _cells_last(others[0], len(corners), settings, "classes")
     if settings.bins > 1:
         shares = distances.reshape(*distances.shape[:2], 4, settings.bins)
         shares = np.exp(shares - shares.max(axis=-1, keepdims=True))
@@ -146,14 +144,23 @@ def _distances(task: Task, settings: Boxes, array: Floats, scores: Floats | None
     return _scored(settings, boxes, scores, None)
 
 
-def _split(task: Task, settings: Boxes, array: Floats, scores: Floats | None) -> Proposals:
+def _split(task: Task, settings: Boxes, array: Floats, others: Sequence[Floats]) -> Proposals:
     if array.shape[-1] != 4:
         raise _wrong(settings, array, "[rows, boxes, 4]")
-    assert scores is not None, "Boxes checks that split names its scores"
-    return _scored(settings, _pixels(task, settings, to_corners(array, settings.format)), scores, None)
+    boxes = _pixels(task, settings, to_corners(array, settings.format))
+    scores, *classes = others  # `Boxes` checks that split names its scores
+    if not classes:
+        return _scored(settings, boxes, scores, None)
+    if {scores.shape, classes[0].shape} != {(*boxes.shape[:2], 1)}:
+        raise _wrong(settings, scores, f"scores and classes {list(boxes.shape[:2])}, one a box")
+    return Proposals(
+        boxes=boxes,
+        scores=_sigmoid(scores) if settings.logits else scores,
+        classes=_class_numbers(settings, classes[0][..., 0]),
+    )
 
 
-_Layout = Callable[[Task, Boxes, Floats, "Floats | None"], Proposals]
+_Layout = Callable[[Task, Boxes, Floats, Sequence[Floats]], Proposals]
 _LAYOUTS: Final[dict[str, _Layout]] = {
     "grid": _grid,
     "decoded": _decoded,
@@ -173,6 +180,18 @@ def _scored(settings: Boxes, boxes: Floats, scores: Floats, objectness: Floats |
     if settings.logits:
         scores, objectness = _sigmoid(scores), None if objectness is None else _sigmoid(objectness)
     return Proposals(boxes=boxes, scores=scores[..., int(settings.background) :], objectness=objectness)
+
+
+def _class_numbers(settings: Boxes, values: Floats) -> npt.NDArray[np.int64]:
+    """Places in the labels of what an output calls its classes; negative where that is none."""
+    values = values.round() - int(settings.background)
+    return np.where((values >= 0) & (values < MAX_CLASSES), values, -1).astype(np.int64)
+
+
+def _at_least(columns: int, settings: Boxes, array: Floats) -> Floats:
+    if array.shape[-1] < columns:
+        raise _wrong(settings, array, f"at least {columns} numbers a box")
+    return array
 
 
 def _cells(task: Task, settings: Boxes, dtype: np.dtype[Any]) -> tuple[Floats, Floats]:
@@ -235,9 +254,15 @@ def _three_axes(array: Tensor, name: str) -> Tensor:
     return array
 
 
+def _read(task: Task, settings: Boxes, outputs: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
+    """The output with the boxes, then those that hold scores and classes alone."""
+    names = [settings.output, *filter(None, (settings.scores, settings.classes))]
+    return [scored_output(task, outputs, name) for name in names]
+
+
 def _parts(task: Task, settings: Boxes, outputs: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
     """The outputs that are read, a few pictures at a time: bounds the memory of what is computed from them."""
-    read = dict([scored_output(task, outputs, name) for name in (settings.output, settings.scores)])
+    read = dict(_read(task, settings, outputs))
     if any(array.ndim < 2 for array in read.values()):
         raise InputError(f"a detector's outputs have an axis of rows and one of boxes, {', '.join(read)} have not")
     for start in range(0, min(map(len, read.values())), DETECTION_ROWS):

@@ -1,6 +1,7 @@
 """The user's own code, named `module:function` in a task or on the command line; imported when it is first used.
 
-It runs with all rights of the process, on the device, too, where its module must be importable.
+It runs with all rights of the process, on the device, too, where its module must be importable. `edgeserve compile`
+also finds a module in the current folder.
 """
 
 from __future__ import annotations

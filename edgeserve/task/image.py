@@ -72,13 +72,16 @@ def place(entry: ImageInput, width: int, height: int) -> Placement:
     return Placement(width=new_width, height=new_height, left=corner[0], top=corner[1])
 
 
-def read(entry: ImageInput, data: bytes, *, what: str) -> tuple[Pixels, tuple[int, int], Placement]:
+def read(
+    entry: ImageInput, data: bytes, *, what: str, most: int = MAX_IMAGE_PIXELS
+) -> tuple[Pixels, tuple[int, int], Placement]:
     """Decode a picture and give it the size that the model takes.
 
     Args:
         entry: Says how.
         data: A JPEG, PNG, BMP or WebP file.
         what: Name of the file for errors.
+        most: Pixels that it may have.
 
     Returns:
         uint8 [height, width, channels] in the order of `color`; width and height of the upright picture; where it lies.
@@ -87,10 +90,10 @@ def read(entry: ImageInput, data: bytes, *, what: str) -> tuple[Pixels, tuple[in
         InputError: Not such a file, damaged, or too many pixels.
         DeviceError: Pillow is not installed.
     """
-    picture = _decoded(data, gray=entry.color == "gray", what=what)
+    picture = _decoded(data, gray=entry.color == "gray", what=what, most=most)
     width, height = picture.size
     placement = place(entry, width, height)
-    if placement.width * placement.height > MAX_IMAGE_PIXELS:
+    if placement.width * placement.height > max(most, entry.size[0] * entry.size[1]):
         raise InputError(
             f"{what} has {width}x{height} pixels: too long for its width to be resized", hint="cut the picture"
         )
@@ -207,18 +210,19 @@ def _table(entry: ImageInput, dtype: str) -> Tensor:
     return table
 
 
-def _decoded(data: bytes, *, gray: bool, what: str) -> Image:
+def _decoded(data: bytes, *, gray: bool, what: str, most: int) -> Image:
     image, operations = _pillow()
     try:
         with image.open(io.BytesIO(data), formats=_FORMATS) as file:
-            if file.width * file.height > MAX_IMAGE_PIXELS:
-                raise _too_large(what)
-            upright = operations.exif_transpose(file)
-            return _eight_bits(upright, gray=gray)
+            if file.width * file.height > most:
+                raise _too_large(what, most)
+            file.load()
+            operations.exif_transpose(file, in_place=True)  # it would copy what is upright already
+            return _eight_bits(file, gray=gray)
     except (InputError, MemoryError):
         raise
     except (image.DecompressionBombError, image.DecompressionBombWarning):
-        raise _too_large(what) from None
+        raise _too_large(what, most) from None
     except Exception as error:  # decoders of damaged files raise what they like, struct.error among it
         raise InputError(
             f"{what} cannot be read as a picture: {str(error)[:200] or type(error).__name__}",
@@ -234,11 +238,12 @@ def _eight_bits(picture: Image, *, gray: bool) -> Image:
         picture = _pillow()[0].fromarray((deep >> 8).astype(np.uint8))
     elif picture.mode in ("P", "PA"):
         picture = picture.convert("RGBA")  # straight to RGB, Pillow warns of a palette with transparency
-    return picture.convert("L" if gray else "RGB")
+    mode = "L" if gray else "RGB"
+    return picture if picture.mode == mode else picture.convert(mode)
 
 
-def _too_large(what: str) -> InputError:
-    return InputError(f"{what} has more than {MAX_IMAGE_PIXELS} pixels", hint="make the picture smaller")
+def _too_large(what: str, most: int) -> InputError:
+    return InputError(f"{what} has more than {most} pixels", hint="make the picture smaller")
 
 
 def _pillow() -> tuple[Any, Any]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,13 +25,14 @@ from msgspec.structs import replace
 
 from edgeserve.contracts.errors import InputError, NotFoundError
 from edgeserve.contracts.limits import MAX_TASK_BYTES
-from edgeserve.contracts.task import AudioInput, Boxes, ImageInput, Kind, Task
+from edgeserve.contracts.task import AudioInput, Boxes, Filter, ImageInput, Kind, Resize, Task
 from edgeserve.contracts.tensors import Datatype, Signature, TensorSpec
 from edgeserve.task import audio
 from edgeserve.task.prepare import input_spec, row_shape
 
 _LABELS_FILE: Final = "labels_file"
 _TYPES: Final[dict[object, type[msgspec.Struct]]] = {"image": ImageInput, "audio": AudioInput}
+_CHOICES: Final[dict[str, type[Enum]]] = {"kind": Kind, "resize": Resize, "filter": Filter}
 _INTEGERS: Final = {Datatype.UINT8: (0, 255), Datatype.INT8: (-128, 127)}
 _FLOATS: Final = (Datatype.FP16, Datatype.FP32, Datatype.FP64)
 _ONE_OUTPUT: Final = (Kind.CLASSIFICATION, Kind.KEYWORDS, Kind.DETECTION, Kind.EMBEDDING, Kind.REGRESSION)
@@ -65,9 +67,10 @@ def read_task(path: Path) -> Task:
     try:
         return msgspec.convert(document, Task)
     except msgspec.ValidationError as error:
-        raise InputError(
-            f"{path}: {_in_words(str(error))}", hint="edgeserve/contracts/task.py describes every key"
-        ) from error
+        text, key = _in_words(str(error))
+        choices = _CHOICES.get(key.rpartition(".")[2], ())
+        hint = f"use {', '.join(choice.value for choice in choices)}" if choices else "docs/task.md describes every key"
+        raise InputError(f"{path}: {key}: {text}" if key else f"{path}: {text}", hint=hint) from error
     except InputError as error:
         raise InputError(f"{path}: {error.message}", hint=error.hint) from error
 
@@ -116,8 +119,9 @@ def check_task(task: Task, signature: Signature) -> Task:
     if task.boxes is not None:
         boxes = replace(task.boxes, output=task.boxes.output or task.output)
         _known(boxes.output, outputs, "[boxes] names an output")
-        if boxes.scores:
-            _known(boxes.scores, outputs, "scores in [boxes] names an output")
+        for key in ("scores", "classes"):
+            if name := getattr(boxes, key):
+                _known(name, outputs, f"{key} in [boxes] names an output")
         task = replace(task, boxes=boxes)
     return task
 
@@ -175,13 +179,14 @@ def _alike(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
 
 def _text(path: Path) -> str:
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(MAX_TASK_BYTES + 1)
     except FileNotFoundError:
         raise NotFoundError(f"there is no file {path}") from None
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
     if len(data) > MAX_TASK_BYTES:
-        raise InputError(f"{path} has {len(data)} bytes, at most {MAX_TASK_BYTES} are allowed")
+        raise InputError(f"{path} is too large, at most {MAX_TASK_BYTES} bytes are allowed")
     try:
         return data.decode()
     except UnicodeDecodeError as error:
@@ -219,7 +224,7 @@ def _labels(path: Path, name: object) -> list[str]:
     return lines
 
 
-def _in_words(message: str) -> str:
-    """`Expected int, got str - at `$.boxes.most`` with the key as the file has it."""
-    text, separator, place = message.partition(" - at `$")
-    return f"{place.rstrip('`').lstrip('.') or 'the file'}: {text}" if separator else text
+def _in_words(message: str) -> tuple[str, str]:
+    """Text and key, as the file has it, of `Expected int, got str - at `$.boxes.most``; no key where it has none."""
+    text, _, place = message.partition(" - at `$")
+    return text, place.rstrip("`").lstrip(".")

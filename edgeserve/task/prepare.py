@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeserve.contracts.errors import InputError
-from edgeserve.contracts.limits import MAX_MEDIA_BYTES
+from edgeserve.contracts.limits import MAX_IMAGE_PIXELS, MAX_MEDIA_BYTES
 from edgeserve.contracts.task import AudioInput, ImageInput, Task
 from edgeserve.contracts.tensors import Signature, TensorSpec
 from edgeserve.runtimes.base import Tensor, Tensors
@@ -49,6 +49,7 @@ class Prepared:
     """Of the first picture; None for sound."""
 
 
+_LFS: Final = b"version https://git-lfs"
 _SIGNATURES: Final = (
     (b"\xff\xd8\xff", "image/jpeg"),
     (b"\x89PNG\r\n\x1a\n", "image/png"),
@@ -87,7 +88,15 @@ def input_spec(entry: ImageInput | AudioInput, task: Task, signature: Signature)
     raise InputError("[[inputs]] has no name, and the model has not one input", hint=f"name = one of {names}")
 
 
-def prepare(task: Task, signature: Signature, data: bytes, *, what: str) -> Prepared:
+def prepare(
+    task: Task,
+    signature: Signature,
+    data: bytes,
+    *,
+    what: str,
+    most_pixels: int = MAX_IMAGE_PIXELS,
+    most_samples: int = MAX_MEDIA_BYTES,
+) -> Prepared:
     """Turn a picture or WAV file into the tensors of one row.
 
     Args:
@@ -95,6 +104,8 @@ def prepare(task: Task, signature: Signature, data: bytes, *, what: str) -> Prep
         signature: Of the model: gives datatypes and shapes.
         data: Content of the file.
         what: Name of the file for errors.
+        most_pixels: That a picture may have.
+        most_samples: Of the part of the sound that is needed, all channels together.
 
     Raises:
         InputError: Not such a file, damaged or too large, not what the task takes, or it does not fit the model.
@@ -108,6 +119,11 @@ def prepare(task: Task, signature: Signature, data: bytes, *, what: str) -> Prep
             f"{what} is a file, and the task describes no input that takes one",
             hint='add [[inputs]] with type = "image" or "audio" to model.toml, or give tensors (.npz)',
         )
+    if data.startswith(_LFS):
+        raise InputError(
+            f"{what} is a Git LFS pointer, not the file that it stands for",
+            hint="run 'git lfs pull' in the repository that it came from",
+        )
     found = media_type(data)
     if found.partition("/")[0] not in wanted:
         raise InputError(
@@ -120,11 +136,11 @@ def prepare(task: Task, signature: Signature, data: bytes, *, what: str) -> Prep
         spec = input_spec(entry, task, signature)
         if isinstance(entry, AudioInput):
             if found == "audio/wav":
-                inputs[spec.name] = sound_row(entry, spec, audio.read_wav(data, rate=entry.rate, what=what), what=what)[
-                    None
-                ]
+                window = None if entry.chunk else entry.samples
+                samples = audio.read_wav(data, rate=entry.rate, what=what, window=window, most=most_samples)
+                inputs[spec.name] = sound_row(entry, spec, samples, what=what)[None]
         elif found != "audio/wav":
-            pixels, size, placement = image.read(entry, data, what=what)
+            pixels, size, placement = image.read(entry, data, what=what, most=most_pixels)
             row = image.normalise(entry, pixels, spec.datatype.numpy_name)
             inputs[spec.name] = row.reshape(1, *row_shape(entry, row.shape[1:], spec))
             geometry = geometry or _geometry(size, placement)

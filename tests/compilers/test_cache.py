@@ -228,14 +228,28 @@ def test_leftovers_of_killed_processes_go_once_they_are_old(tmp_path: Path) -> N
     cache = Cache(tmp_path / "cache", ROOM)
     made = release(tmp_path / "made")
     cache.put(Cache.key(number=1), made)
-    for name, age in ((".a.1234.tmp", 2 * COMPILE_CACHE_LEFTOVER_S), (".b.1234.tmp", 0.0)):
+    old, young, strange = f".{'a' * 64}.0123abcd.tmp", f".{'b' * 64}.0123abcd.tmp", ".model.0123abcd.tmp"
+    for name, age in ((old, 2 * COMPILE_CACHE_LEFTOVER_S), (young, 0.0), (strange, 2 * COMPILE_CACHE_LEFTOVER_S)):
         left = tmp_path / "cache" / name
         left.mkdir()
         (left / "half").write_bytes(b"half")
         then = left.stat().st_mtime - age
         os.utime(left, (then, then))
     cache.put(Cache.key(number=2), made)
-    assert [name for name in names(tmp_path / "cache") if name.startswith(".")] == [".b.1234.tmp"]
+    assert [name for name in names(tmp_path / "cache") if name.startswith(".")] == sorted([young, strange])
+
+
+def test_what_others_keep_in_the_folder_is_neither_counted_nor_removed(tmp_path: Path) -> None:
+    made = release(tmp_path / "made")
+    converter = tmp_path / "cache/converters/onnx2tf"
+    converter.mkdir(parents=True)
+    (converter / "python").write_bytes(bytes(2 * ROOM))
+    os.utime(tmp_path / "cache/converters", (0, 0))
+    cache = Cache(tmp_path / "cache", ROOM)
+    for number in range(20):
+        assert cache.put(Cache.key(number=number), made)
+    assert cache.get(Cache.key(number=19)) is not None
+    assert (converter / "python").stat().st_size == 2 * ROOM
 
 
 CRASHES = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -110,3 +111,29 @@ def test_a_release_without_provenance_cannot_be_checked(wish: Wish, release: Rel
     builder.add_variant(contract, {path.name: path for path in folder.iterdir() if path.name != "contract.json"})
     with pytest.raises(NotFoundError, match=r"no evidence 'provenance.json'"):
         check(wish, builder.write(tmp_path / "bare"), silent)
+
+
+def test_code_that_a_release_names_is_not_executed_unless_the_user_names_it_too(
+    wish: Wish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, called = f"own_{tmp_path.name}", tmp_path / "called"
+    (tmp_path / f"{name}.py").write_text(
+        "from pathlib import Path\n\ndef share(answers, truth):\n"
+        f"    Path({str(called)!r}).touch()\n"
+        "    return sum(a.argmax() == t for a, t in zip(answers, truth)) / len(truth)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    judged = replace(wish, metric=f"{name}:share")
+    request = Request(
+        wish=judged, targets=("x86-cpu",), precision=PrecisionChoice.FP32, destination=tmp_path / "release",
+        identity=ReleaseIdentity(name="tiny", version="v1", counter=1),
+    )  # fmt: skip
+    built = compile_model(request, silent).release
+    assert built is not None
+    called.unlink()
+    with pytest.raises(InputError, match=f"judged by {name}:share") as raised:
+        check(wish, built, silent)
+    assert "--metric" in raised.value.hint
+    assert not called.exists()
+    assert check(judged, built, silent).same
+    assert called.exists()

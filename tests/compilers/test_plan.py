@@ -214,6 +214,11 @@ def test_the_best_found_is_told_when_nothing_is_kept() -> None:
     assert best_found([]) is None
 
 
+def test_what_could_not_be_made_is_told_when_nothing_was_measured() -> None:
+    trials = [lost(FLOAT, 0), Trial(candidate=A, refused=("there is nothing to quantize",))]
+    assert choose(trials, keep_float=False).why == "none could be made: A: there is nothing to quantize"
+
+
 @pytest.mark.parametrize(
     ("ours", "theirs", "redundant"),
     [

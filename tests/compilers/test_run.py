@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import tempfile
 from pathlib import Path
 
 import msgspec
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
+from edgeserve.contracts.documents import encode
 from edgeserve.contracts.errors import ConflictError, InputError, NotFoundError
 from edgeserve.contracts.limits import MAX_GOLDEN_BYTES
 from edgeserve.contracts.oci import ReleaseIdentity
@@ -19,6 +22,7 @@ from edgeserve.release.layout import Release, open_release
 from edgeserve.runtimes.variant import load_variant
 from edgeserve_compilers.cache import Cache
 from edgeserve_compilers.compilation import Outcome
+from edgeserve_compilers.converters import onnx2tf
 from edgeserve_compilers.report import BaselineAgreement, Provenance, Report
 from edgeserve_compilers.run import Request, compile_model
 from edgeserve_compilers.spec import FLOAT, PrecisionChoice
@@ -309,6 +313,17 @@ def test_without_task_and_labels_tensors_are_compared_and_the_report_says_what_i
     assert "whether the right answers win is not known" in outcome.report.unjudged[0]
 
 
+def test_a_metric_that_labels_are_missing_for_is_replaced_and_the_report_says_so(compile_for, tmp_path: Path) -> None:
+    np.savez(tmp_path / "v.npz", image=images(150, seed=8))
+    wish = {"validation": tmp_path / "v.npz", "precision": PrecisionChoice.FP32}
+    outcome = compile_for("arm-cpu", task=Task(output="logits"), metric="top5", **wish)
+    assert outcome.report.metric == "agreement"
+    assert "agreement stands in for top5" in outcome.report.unjudged[0]
+    numbers = compile_for("arm-cpu", metric="agreement", destination=tmp_path / "numbers", **wish)
+    assert numbers.report.metric == "agreement"
+    assert numbers.release.variants[0].contract.task.kind is Kind.TENSORS
+
+
 def test_layers_stay_float_until_the_bound_holds(compile_for) -> None:
     outcome = compile_for(
         "arm-cpu", task=Task(kind=Kind.TENSORS), validation=None, max_accuracy_drop=0.00002,
@@ -343,3 +358,40 @@ def test_the_second_compilation_of_the_same_comes_from_the_cache(compile_for, tm
     assert second.release.digest == first.release.digest
     assert second.page == first.page
     assert not compile_for(cache=cache, destination=tmp_path / "third", max_accuracy_drop=0.06).cached
+
+
+def test_a_model_whose_weights_lie_beside_it_is_another_when_they_change(compile_for, inputs, tmp_path: Path) -> None:
+    openvino = pytest.importorskip("openvino")
+    graph = tmp_path / "net.xml"
+    openvino.save_model(openvino.convert_model(inputs.model), graph, compress_to_fp16=False)
+    cache = Cache(tmp_path / "cache", 1 << 30)
+    wish = {"model": graph, "precision": PrecisionChoice.FP32, "cache": cache}
+    compile_for("intel-cpu", **wish)
+    assert compile_for("intel-cpu", destination=tmp_path / "same", **wish).cached
+    weights = np.fromfile(graph.with_suffix(".bin"), np.uint8)
+    weights[:4] = np.frombuffer(np.float32(0.5).tobytes(), np.uint8)
+    weights.tofile(graph.with_suffix(".bin"))
+    assert not compile_for("intel-cpu", destination=tmp_path / "other", **wish).cached
+
+
+def test_what_a_new_converter_may_add_is_not_hidden_by_the_cache(compile_for, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.delenv(onnx2tf.PYTHON_VARIABLE, raising=False)
+    monkeypatch.setenv("EDGESERVE_CACHE", str(tmp_path / "empty"))
+    cache = Cache(tmp_path / "cache", 1 << 30)
+    compile_for("null", cache=cache)
+    assert compile_for("null", cache=cache, destination=tmp_path / "again").cached
+    monkeypatch.setenv(onnx2tf.PYTHON_VARIABLE, sys.executable)
+    assert not compile_for("null", cache=cache, destination=tmp_path / "with").cached
+
+
+def test_no_folder_of_this_machine_is_in_the_evidence(compile_for, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv(onnx2tf.PYTHON_VARIABLE, str(tmp_path / "alice/python"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    outcome = compile_for("arm-cpu", "x86-cpu")
+    litert = next(target for target in outcome.report.targets if target.form == "litert")
+    assert litert.verdict.why.startswith("not made:")
+    for title in ("report.json", "report.html", "provenance.json"):
+        said = evidence(outcome.release, title).decode()
+        assert not {name for name in (str(tmp_path), str(Path.home()), "alice/", tempfile.gettempdir()) if name in said}
+    for variant in outcome.release.variants:
+        assert str(tmp_path) not in encode(variant.contract).decode()

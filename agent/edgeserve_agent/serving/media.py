@@ -24,6 +24,7 @@ from urllib.parse import parse_qs
 import msgspec
 
 from edgeserve.contracts.errors import DeviceError, EdgeServeError, InputError
+from edgeserve.contracts.limits import MAX_SERVED_PIXELS, MAX_SERVED_SAMPLES
 from edgeserve.contracts.task import ImageInput, Task
 from edgeserve.runtimes.base import Tensors
 from edgeserve.runtimes.rows import run_task
@@ -87,7 +88,14 @@ def _answer(served: ServedRelease, body: bytes | memoryview, request_id: str, *,
     """Run the model on a file; on a thread of the model."""
     model, task = served.opened.model, served.opened.task
     assert task is not None  # else it was refused
-    prepared = prepare(task, served.signature, bytes(body), what=_WHAT)
+    prepared = prepare(
+        task,
+        served.signature,
+        bytes(body),
+        what=_WHAT,
+        most_pixels=MAX_SERVED_PIXELS,
+        most_samples=MAX_SERVED_SAMPLES,
+    )
     outputs = run_task(model, prepared.inputs, task.state)
     try:
         predictions = [present(task, answer, prepared.geometry) for answer in decode(task, outputs)]

@@ -28,6 +28,11 @@ VERSION: Final = "2.6.9"
 OLDEST_PYTHON: Final = (3, 12)
 PYTHON_VARIABLE: Final = "EDGESERVE_ONNX2TF_PYTHON"
 """Python of a ready environment."""
+_INSTALL: Final = (
+    "edgeserve compile --install-converters makes it once (about 600 MB);"
+    f" or name the Python of a ready one in {PYTHON_VARIABLE}"
+)
+"""Ends in the report of a release, so it names no folder of this machine."""
 _WORKER: Final = Path(__file__).with_name("onnx2tf_worker.py")
 _NEWEST_PYTHON: Final = (3, 14)
 _PROBE: Final = "import sys, venv, ensurepip; print(*sys.version_info[:2])"
@@ -64,6 +69,14 @@ def find() -> Path | None:
         return Path(named)
     python = environment() / "bin/python"
     return python if os.access(python, os.X_OK) else None
+
+
+def is_there() -> bool:
+    """Whether `find` would find one."""
+    try:
+        return find() is not None
+    except DeviceError:
+        return False
 
 
 def prepare() -> Path:
@@ -134,7 +147,7 @@ def convert(onnx_file: Path, folder: Path) -> Path:
     python = find()
     if python is None:
         raise DeviceError(
-            "ONNX to TFLite needs onnx2tf in an environment of its own, which is not there yet", hint=how_to_get()
+            "ONNX to TFLite needs onnx2tf in an environment of its own, which is not there yet", hint=_INSTALL
         )
     answer = _ask(python, msgspec.json.encode({"onnx": str(onnx_file), "output": str(folder)}))
     if not answer.ok:
@@ -149,7 +162,7 @@ def convert(onnx_file: Path, folder: Path) -> Path:
 
 
 def how_to_get() -> str:
-    """The commands that make the environment by hand."""
+    """The commands that make the environment by hand, for the person at this machine: they name its folders."""
     python = "python" + ".".join(map(str, OLDEST_PYTHON))
     place = environment()
     return (
@@ -245,14 +258,14 @@ def _ask(python: Path, request: bytes) -> Answer:
     except subprocess.TimeoutExpired as error:
         raise DeviceError(f"onnx2tf did not finish within {CONVERTER_S:.0f} s") from error
     except OSError as error:
-        raise DeviceError(f"cannot run {python}: {error.strerror}", hint=how_to_get()) from error
+        raise DeviceError(f"cannot run the Python of onnx2tf's environment: {error.strerror}", hint=_INSTALL) from error
     try:
         return msgspec.json.decode(done.stdout, type=Answer)
     except msgspec.DecodeError as error:
         said = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
         raise DeviceError(
             f"onnx2tf ended with code {done.returncode} and without an answer: {' '.join(said)[:300]}",
-            hint=how_to_get(),
+            hint=_INSTALL,
         ) from error
 
 

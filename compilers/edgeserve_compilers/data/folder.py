@@ -24,9 +24,10 @@ from edgeserve.contracts.limits import MAX_ANNOTATION_BYTES, MAX_DATASET_FILES
 from edgeserve.contracts.task import Kind, Task
 from edgeserve.contracts.tensors import Signature
 from edgeserve.task.answers import Truth
+from edgeserve.task.classes import CLASSIFIERS
 from edgeserve_compilers.data.dataset import Dataset
 from edgeserve_compilers.data.media import Digest, File, found_in, inside, rows
-from edgeserve_compilers.data.truth import CLASSES, NUMBERS, numbering, split_rows, unknown_split
+from edgeserve_compilers.data.truth import NUMBERS, numbering, split_rows, unknown_split
 
 LABELS: Final = "labels.csv"
 _FILE: Final = ("file", "filename", "file_name", "path", "image", "audio", "wav", "clip")
@@ -84,7 +85,7 @@ def classes(folder: Path, all_splits: list[Path], task: Task) -> tuple[list[File
         found += [(sub.name, file) for file in found_in(sub, f"{sub.name}/")]
         if len(found) > MAX_DATASET_FILES:
             raise InputError(f"{folder} holds more than {MAX_DATASET_FILES} files")
-    if not found or task.kind not in CLASSES:
+    if not found or task.kind not in CLASSIFIERS:
         return flat + [file for _, file in found], None
     if flat:
         raise InputError(
@@ -162,7 +163,7 @@ def _truth(lines: list[Line], chosen: list[int], task: Task, where: str) -> Trut
     empty = next((line for line in picked if not line.truth), None)
     if empty is not None:
         raise InputError(f"{where}: line {empty.number} has no label", hint="label every line of a split, or none")
-    if task.kind in CLASSES:
+    if task.kind in CLASSIFIERS:
         return _class_numbers(lines, picked, task, where)
     if task.kind in NUMBERS:
         return np.array([_number(line, where) for line in picked], np.float64)

@@ -12,9 +12,10 @@ from edgeserve.contracts.errors import InputError
 from edgeserve.contracts.task import Kind, Task
 from edgeserve.runtimes.base import Tensor
 from edgeserve.task.answers import Detections, Truth
+from edgeserve.task.classes import CLASSIFIERS
 from edgeserve_compilers.data.columns import TEXT, Columns, described
 from edgeserve_compilers.data.columns import strings as text_of
-from edgeserve_compilers.data.truth import CLASSES, NUMBERS, check_corners, numbering
+from edgeserve_compilers.data.truth import NUMBERS, check_corners, numbering
 
 LABELS: Final = ("labels", "y")
 JSON: Final = "labels_json"
@@ -54,7 +55,7 @@ def take_truth(columns: Columns, chosen: str, axes: tuple[int, ...], task: Task)
     if name == JSON:
         return _objects(array, math.prod(axes), task, where)
     shape = array.shape[: len(axes)]
-    if task.kind in CLASSES and array.shape == axes and array.dtype.kind in "iu" + TEXT:
+    if task.kind in CLASSIFIERS and array.shape == axes and array.dtype.kind in "iu" + TEXT:
         return _class_numbers(array, classes, task, where)
     if task.kind in NUMBERS and shape == axes and array.dtype.kind in "iuf":
         numbers = array.astype(np.float64).reshape(-1, *array.shape[len(axes) :])

@@ -14,8 +14,6 @@ from edgeserve.contracts.task import ImageInput, Kind, Task
 from edgeserve.task.answers import Detections
 from edgeserve.task.prepare import Geometry
 
-CLASSES: Final = (Kind.CLASSIFICATION, Kind.KEYWORDS)
-"""Kinds whose truth is a class number."""
 NUMBERS: Final = (Kind.REGRESSION, Kind.EMBEDDING)
 """Kinds whose truth is a number or a vector."""
 _FARTHEST: Final = 1e9
@@ -56,7 +54,8 @@ def split_rows(values: Sequence[str], split: str, where: str) -> list[int]:
 
 def unknown_split(split: str, known: Sequence[str], where: str) -> InputError:
     """The error for a `#NAME` that the data do not have."""
-    choice = f"choose {', '.join(f'#{name}' for name in known[:20])}" if known else "leave # and the name out"
+    names = [name for name in known if name]
+    choice = f"choose {', '.join(f'#{name}' for name in names[:20])}" if names else "leave # and the name out"
     return InputError(f"{where} has no split {split[:80]!r}", hint=choice)
 
 

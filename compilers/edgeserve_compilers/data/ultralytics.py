@@ -18,10 +18,11 @@ from edgeserve.contracts.task import Kind, Task
 from edgeserve.contracts.tensors import Signature
 from edgeserve.plugins import missing
 from edgeserve.task.answers import Truth
+from edgeserve.task.classes import CLASSIFIERS
 from edgeserve_compilers.data import coco, folder
 from edgeserve_compilers.data.dataset import Dataset
 from edgeserve_compilers.data.media import Digest, File, inside, is_media, picture_input, rows
-from edgeserve_compilers.data.truth import CLASSES, detections, numbering, unknown_split
+from edgeserve_compilers.data.truth import detections, numbering, unknown_split
 
 _DEFAULT: Final = "val"
 _SPLITS: Final = ("train", "val", "test")
@@ -45,10 +46,15 @@ def load(path: Path, split: str, signature: Signature, task: Task) -> Dataset:
     wanted = split or _DEFAULT
     if wanted not in known:
         raise unknown_split(wanted, known, str(path))
-    root = path.parent / str(document.get("path") or "")
+    root = _root(document, path)
     sources = {name: _sources(root, document[name], f"{path}: {name}") for name in known}
+    for source in sources[wanted]:
+        if not source.exists():
+            raise InputError(
+                f"{path}: {wanted}: there is no {source}", hint="nothing is downloaded: fetch the data first"
+            )
     truth: Truth | None = None
-    if task.kind in CLASSES:
+    if task.kind in CLASSIFIERS:
         if len(sources[wanted]) != 1 or not sources[wanted][0].is_dir():
             raise InputError(f"{path}: {wanted} is not one folder", hint="with one sub-folder a class")
         parts = [part for group in sources.values() for part in group if part.is_dir()]
@@ -140,8 +146,16 @@ def _numbers(document: dict[str, Any], task: Task, where: str) -> list[int]:
     return [numbers[name] for name in names]
 
 
+def _root(document: dict[str, Any], path: Path) -> Path:
+    """The folder that `path` names, from which splits are named."""
+    named = document.get("path") or ""
+    if not isinstance(named, str):
+        raise InputError(f"{path}: path is not the name of a folder")
+    return path.parent / named
+
+
 def _sources(root: Path, value: object, where: str) -> list[Path]:
-    """Folders and lists of pictures that a split names."""
+    """Folders and lists of pictures that a split names; they may not be there."""
     texts = value if isinstance(value, list) else [value]
     found = []
     for text in texts:
@@ -149,10 +163,9 @@ def _sources(root: Path, value: object, where: str) -> list[Path]:
             raise InputError(f"{where} is not a path or a list of paths")
         if text.startswith("../") and ".." not in PurePosixPath(text[3:]).parts:
             text = text[3:]  # Roboflow writes paths from the folder beside, as Ultralytics knows
-        path = Path(text) if Path(text).is_absolute() and Path(text).is_relative_to(root) else inside(root, text, where)
-        if not path.exists():
-            raise InputError(f"{where}: there is no {path}", hint="nothing is downloaded: fetch the data first")
-        found.append(path)
+        whole = Path(text)
+        below = whole.is_absolute() and ".." not in whole.parts and whole.is_relative_to(root)
+        found.append(whole if below else inside(root, text, where))
     return found
 
 

@@ -36,7 +36,7 @@ def facts(path: Path) -> Facts:
         operations = model.get_ops()
     except RuntimeError as error:
         raise InputError(
-            f"{path} is not an OpenVINO IR that {openvino.__version__} can read: {first_line(error)}",
+            f"{path} is not an IR that OpenVINO {openvino.__version__} can read: {first_line(error)}",
             hint="check that the .xml and the .bin are whole and belong together",
         ) from error
     if len(operations) > MAX_GRAPH_NODES:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from edgeserve.contracts.errors import InputError
+from edgeserve.contracts.task import FUNCTION
 from edgeserve.task.functions import call_function
 from edgeserve_compilers.sources.base import Model, SourceOptions
 from edgeserve_compilers.sources.files import needs, read
-from edgeserve_compilers.sources.sniff import Content, sniff
+from edgeserve_compilers.sources.sniff import TORCH_SUFFIXES, Content, sniff
 
 if TYPE_CHECKING:
     from edgeserve_compilers.sources.torch_program import Program
 
-FUNCTION: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*")
 _ARCHIVES: Final = (Content.TORCH_EXPORT, Content.TORCH_PICKLE, Content.TORCH_SCRIPT)
-_SUFFIXES: Final = (".pt", ".pth", ".pt2", ".ckpt")
 EXPORT_HINT: Final = (
     "run where it was trained: torch.onnx.export(model.eval(), (example,), 'model.onnx', dynamo=False, "
     "opset_version=17, input_names=['input'], output_names=['output'], "
@@ -46,7 +44,7 @@ class PyTorchSource:
         content = sniff(path)
         if content is Content.NOTHING:
             return bool(FUNCTION.fullmatch(str(path)))
-        return content in _ARCHIVES or (content is Content.PICKLE and path.suffix.lower() in _SUFFIXES)
+        return content in _ARCHIVES or (content is Content.PICKLE and path.suffix.lower() in TORCH_SUFFIXES)
 
     def load(self, path: Path, options: SourceOptions) -> Model:
         """Import or read, export and check; see `edgeserve_compilers.sources.base.Source.load`."""

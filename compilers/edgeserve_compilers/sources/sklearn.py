@@ -8,10 +8,9 @@ from typing import Final
 from edgeserve.contracts.errors import InputError
 from edgeserve_compilers.sources.base import Model, SourceOptions
 from edgeserve_compilers.sources.files import needs, read
-from edgeserve_compilers.sources.sniff import Content, sniff
+from edgeserve_compilers.sources.sniff import TORCH_SUFFIXES, Content, sniff
 
 _CONTENTS: Final = (Content.PICKLE, Content.SKOPS, Content.XGBOOST, Content.LIGHTGBM)
-_TORCH_SUFFIXES: Final = (".pt", ".pth", ".pt2", ".ckpt")
 _PICKLE_HINT: Final = (
     "add --trust-pickle if you made it yourself; or run where it was trained: "
     "from skl2onnx import to_onnx; open('model.onnx', 'wb').write(to_onnx(model, X[:1].astype('float32'), "
@@ -31,7 +30,7 @@ class SklearnSource:
     def recognises(self, path: Path) -> bool:
         """Whether `path` is a pickle that is not PyTorch's, or a file of skops, XGBoost or LightGBM."""
         content = sniff(path)
-        return content in _CONTENTS and not (content is Content.PICKLE and path.suffix.lower() in _TORCH_SUFFIXES)
+        return content in _CONTENTS and not (content is Content.PICKLE and path.suffix.lower() in TORCH_SUFFIXES)
 
     def load(self, path: Path, options: SourceOptions) -> Model:
         """Read, convert and check; see `edgeserve_compilers.sources.base.Source.load`."""

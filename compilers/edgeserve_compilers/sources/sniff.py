@@ -79,6 +79,10 @@ _NAMES: Final = {
 """What a name promises; asked when the first bytes are not telling, so that the right reader says what is wrong."""
 
 
+TORCH_SUFFIXES: Final = (".pt", ".pth", ".pt2", ".ckpt")
+"""A pickle of such a name is PyTorch's."""
+
+
 def sniff(path: Path) -> Content:
     """Tell what `path` holds. What cannot be read is `OTHER`."""
     try:

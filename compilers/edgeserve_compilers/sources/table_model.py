@@ -135,7 +135,7 @@ def _any(found: Any, path: Path) -> Estimator:  # noqa: ANN401
     from sklearn.base import is_classifier, is_regressor
 
     features = getattr(found, "n_features_in_", None)
-    if not (is_classifier(found) or is_regressor(found)) or features is None:
+    if features is None or not (is_classifier(found) or is_regressor(found)):
         raise InputError(
             f"{path} holds {type(found).__name__}, not a classifier or regressor that was fitted",
             hint="save the fitted estimator, or the pipeline that ends in it",

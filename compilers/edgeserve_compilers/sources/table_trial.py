@@ -10,11 +10,12 @@ from typing import Final
 from edgeserve.contracts.errors import InputError
 from edgeserve.contracts.limits import CONVERTER_S
 
+_LIBRARIES_ONLY: Final = "import sys; sys.path[:] = filter(None, sys.path); "
+"""`python -c` looks into the current folder first: a file there would run in the place of the library."""
 _SCRIPTS: Final = {
-    "xgboost": "import sys, xgboost; m = xgboost.Booster(); m.load_model(bytearray(open(sys.argv[1], 'rb').read())); "
+    "xgboost": "import xgboost; m = xgboost.Booster(); m.load_model(bytearray(open(sys.argv[1], 'rb').read())); "
     "m.save_config(); m.num_features()",
-    "lightgbm": "import sys, lightgbm; "
-    "lightgbm.Booster(model_str=open(sys.argv[1], errors='replace').read()).dump_model()",
+    "lightgbm": "import lightgbm; lightgbm.Booster(model_str=open(sys.argv[1], errors='replace').read()).dump_model()",
 }
 
 
@@ -26,7 +27,7 @@ def try_reading(library: str, path: Path) -> None:
     """
     try:
         done = subprocess.run(
-            [sys.executable, "-c", _SCRIPTS[library], str(path)],
+            [sys.executable, "-c", _LIBRARIES_ONLY + _SCRIPTS[library], str(path)],
             capture_output=True,
             stdin=subprocess.DEVNULL,
             timeout=CONVERTER_S,

@@ -26,8 +26,12 @@ from edgeserve_compilers.sources.sniff import Content, sniff
 _CONTENTS: Final = (Content.SAVED_MODEL, Content.KERAS, Content.HDF5)
 _WORKER: Final = Path(__file__).with_name("tensorflow_worker.py")
 _HINT: Final = "export it to ONNX where it was trained: python -m tf2onnx.convert --saved-model FOLDER --output m.onnx"
-_PROGRAM: Final = ("WriteFile", "ReadFile", "PyFunc", "PyFuncStateless", "EagerPyFunc", "LoadLibrary")
-"""Operations by which a SavedModel reads and writes files or calls Python when it is loaded or run."""
+_PROGRAM: Final = (
+    "WriteFile", "ReadFile", "PyFunc", "PyFuncStateless", "EagerPyFunc", "LoadLibrary",
+    "PrintV2", "CreateSummaryFileWriter", "CreateSummaryDbWriter",
+)  # fmt: skip
+"""Operations by which a SavedModel reads and writes files or calls Python when it is loaded or run; `PrintV2` prints
+into any file that it names."""
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):

@@ -27,6 +27,7 @@ from edgeserve_compilers.sources.agreement import SEEDS, require_agreement
 from edgeserve_compilers.sources.opset import UPGRADED_OPSET
 from edgeserve_compilers.sources.session import Session
 from edgeserve_compilers.sources.torch_program import Program
+from edgeserve_compilers.sources.walk import without_notes
 
 _DYNAMO_OPSET: Final = 18
 """The oldest that the exporter of `torch.export` writes without a converter that was seen to fail."""
@@ -64,7 +65,7 @@ def export(program: Program, where: str) -> onnx.ModelProto:
             except Exception as error:  # noqa: BLE001 - the exporters raise what they like
                 reasons.append(_reason(attempt.__name__, error))
                 continue
-            return model
+            return without_notes(model)
     raise InputError(f"{where} cannot be exported to ONNX ({'; '.join(reasons)})", hint=_HINT)
 
 

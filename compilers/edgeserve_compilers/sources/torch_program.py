@@ -115,7 +115,8 @@ def _with_example(module: Any, path: Path, row_shapes: Mapping[str, tuple[int, .
         known = ", ".join(_parameters(module, 1))
         raise InputError(
             f"{path} does not say what shape its inputs ({known}) have",
-            hint="give --calibration with an array for each, or a module:function that returns (module, example)",
+            hint="give --calibration with an array of that name for each, or a module:function that returns "
+            "(module, example)",
         )
     shapes = [row_shapes[name] for name in names] if set(names) == set(row_shapes) else list(row_shapes.values())
     generator = torch.Generator().manual_seed(0)

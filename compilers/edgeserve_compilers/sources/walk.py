@@ -31,11 +31,35 @@ def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
                 yield from _initializers(graph)
 
 
+def without_notes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model`, changed: without what exporters note on its parts, such as the lines and folders of the source code."""
+    graphs = [model.graph]
+    for node in nodes(model):
+        _forget(node)
+        graphs += [graph for attribute in node.attribute for graph in subgraphs(attribute)]
+    for graph in graphs:
+        _forget(graph)
+        for part in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+            _forget(part)
+    for function in model.functions:
+        _forget(function)
+        for value in function.value_info:
+            _forget(value)
+    return model
+
+
 def subgraphs(attribute: onnx.AttributeProto) -> Iterator[onnx.GraphProto]:
     """Graphs that an attribute holds."""
     if attribute.HasField("g"):
         yield attribute.g
     yield from attribute.graphs
+
+
+def _forget(
+    part: onnx.NodeProto | onnx.GraphProto | onnx.ValueInfoProto | onnx.TensorProto | onnx.FunctionProto,
+) -> None:
+    part.ClearField("doc_string")
+    del part.metadata_props[:]
 
 
 def _initializers(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:

@@ -14,6 +14,7 @@ from edgeserve_compilers.spec import FLOAT, Candidate
 from edgeserve_compilers.targets import npu_lint, openvino_graph
 from edgeserve_compilers.targets.base import Job, Product
 from edgeserve_compilers.targets.nncf_quantizer import Quantized, WeightsOnly, compress_weights, quantize
+from edgeserve_compilers.targets.onnx_plain import plain
 from edgeserve_compilers.targets.openvino_graph import COMPUTE, JOINS, RECURRENT, Graph
 from edgeserve_compilers.targets.openvino_mixed import with_float_layers
 
@@ -85,7 +86,12 @@ class OpenVinoWorkshop:
             )
             for spec in job.model.signature.inputs
         }
-        self._float = openvino_graph.convert(job.originals.get("openvino", job.float_file), shapes)
+        source = job.originals.get("openvino", job.float_file)
+        if job.state and source.suffix == ".onnx":
+            # Recurrent models decide by `If` on their batch; NNCF takes no operation whose rank depends on a branch.
+            source = job.folder / "plain.onnx"
+            plain(job.float_file, shapes, source)
+        self._float = openvino_graph.convert(source, shapes)
         self._rows: list[Tensors] = []
         self._floats = frozenset(openvino_graph.layers_of(self._float, RECURRENT))
         if job.calibration is not None:

@@ -18,7 +18,7 @@ from edgeserve.runtimes.onnx import OnnxRuntime
 from edgeserve_compilers.converters import onnx2tf
 from edgeserve_compilers.targets.base import Job
 from edgeserve_compilers.targets.litert_graph import Graph
-from edgeserve_compilers.targets.litert_onnx import plain
+from edgeserve_compilers.targets.onnx_plain import plain
 
 _SEEDED: Final = 2
 _FROM_CALIBRATION: Final = 2

@@ -22,7 +22,7 @@ from edgeserve_compilers.targets.base import silenced
 
 STATIC: Final = "static wi8 ai8"
 """Weights and activations int8, ranges built in. Activations of 16 bits are not offered: XNNPACK has no kernels for
-them, and answers were seen to be random."""
+them."""
 DYNAMIC: Final = "dynamic wi8"
 """Weights int8, activations int8 by the range that each call turns out to have."""
 WEIGHTS: Final = "weight-only wi8"

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from ai_edge_litert.interpreter import Interpreter
 
 from edgeserve.runtimes.base import Tensors
+from edgeserve.runtimes.litert_stderr import hush
 
 Range = tuple[float, float]
 Samples = npt.NDArray[np.float32]
@@ -40,6 +41,7 @@ class Measured:
             tensors: Those whose range is measured.
             averaged: Those of them whose channels are averaged, with the number of channels (last axis).
         """
+        hush(lambda content: Interpreter(model_content=content))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that keeping all tensors takes memory is known
             interpreter = Interpreter(model_content=model, experimental_preserve_all_tensors=True)

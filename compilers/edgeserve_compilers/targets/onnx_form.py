@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import onnx
 
 from edgeserve.contracts.variant import Finalize, Precision, Selector
@@ -24,11 +25,22 @@ from edgeserve_compilers.targets.onnx_graph import (
     save,
     save_float,
 )
-from edgeserve_compilers.targets.qdq import FLOAT_OUTPUTS, JOINS, RELU, Scheme
+from edgeserve_compilers.targets.qdq import (
+    CPU_ARITHMETIC,
+    FLOAT_OUTPUTS,
+    JOINS,
+    MOVES,
+    RELU,
+    Scheme,
+    has_integer_form,
+    highest,
+)
 from edgeserve_compilers.targets.qdq_writer import Quantizer
 from edgeserve_compilers.targets.ranges import Statistics, measure
 from edgeserve_compilers.targets.weights import layers_of
 
+_INTEGER: Final = MOVES | RELU | CPU_ARITHMETIC
+"""Operations without weights that have integer kernels somewhere."""
 _RECURRENT: Final = frozenset({"LSTM", "GRU", "RNN"})
 
 
@@ -68,13 +80,11 @@ CPU_RECIPES: Final = (
     Recipe(calibrator="mse", operators="compute"),
     Recipe(calibrator="minmax"),
     Recipe(calibrator="minmax", operators="compute"),
-    Recipe(calibrator="percentile 99.99"),
     Recipe(calibrator="percentile 99.99", operators="compute"),
     Recipe(calibrator="percentile 99.9"),
     Recipe(calibrator="moving average"),
     # Correcting biases lowers noise and sometimes loses a row or two that stood on the edge: the metric decides.
     Recipe(calibrator="mse", operators="compute", corrected=False),
-    Recipe(calibrator="minmax", corrected=False),
     WeightsOnly(bits=8),
     WeightsOnly(bits=4),
 )
@@ -230,36 +240,55 @@ class _Numbers:
     """Which operations of an ONNX file get integers and answer in them."""
 
     def __init__(self, model: onnx.ModelProto, float_outputs: frozenset[str]) -> None:
+        self._graph = Graph(model)
         self._float_outputs = float_outputs
-        self._initializers = {tensor.name for tensor in model.graph.initializer}
-        self._readers: dict[str, list[Any]] = {}
         self._limited: set[str] = set()
         """Results of integer operations that a Relu limits before they are quantized."""
         dequantizers = [node for node in model.graph.node if node.op_type == "DequantizeLinear"]
-        self.stored = {node.output[0] for node in dequantizers if node.input[0] in self._initializers}
+        self.stored = {node.output[0] for node in dequantizers if node.input[0] in self._graph.initializers}
         """Weights and biases that are integers in the file."""
         self._dequantized = {node.output[0] for node in dequantizers} - self.stored
-        for node in model.graph.node:
-            for name in node.input:
-                self._readers.setdefault(name, []).append(node)
 
     def kind(self, node: Any) -> str:  # noqa: ANN401
         """`int8`, `int4` or `float`; nodes are asked for in order."""
         if node.op_type == "MatMulNBits":
             return f"int{attribute(node, 'bits', 4)}"
-        data = [name for name in node.input if name and name not in self._initializers | self.stored]
+        data = [name for name in self._graph.activations(node) if name not in self.stored]
         if node.op_type in RELU and node.input[0] in self._limited:
             return "int8"
         given = bool(data) and self._dequantized.issuperset(data)
-        weights_fit = node.op_type not in COMPUTE or node.input[1] in self.stored | self._dequantized
+        if node.op_type in COMPUTE:
+            fits = node.input[1] in self.stored | self._dequantized
+        else:
+            fits = node.op_type in _INTEGER and has_integer_form(self._graph, node)
         closed = node.op_type in self._float_outputs or all(self._is_quantized(name) for name in node.output if name)
-        if not (given and weights_fit and closed):
+        if not (given and fits and closed):
             return "float"
         self._limited.update(node.output)
         return "int8"
 
     def _is_quantized(self, name: str) -> bool:
-        found = self._readers.get(name, [])
-        if len(found) == 1 and found[0].op_type in RELU:
-            found = self._readers.get(found[0].output[0], [])
-        return bool(found) and all(reader.op_type == "QuantizeLinear" for reader in found)
+        """Whether only quantizers read a result, or a Relu whose limits are those of the grid behind it."""
+        found = self._graph.readers.get(name, [])
+        if len(found) == 1 and found[0].op_type in RELU and name not in self._graph.pinned:
+            name = found[0].output[0]
+            found = self._graph.readers.get(name, [])
+        if not found or name in self._graph.pinned:  # an output of the graph is wanted as it is
+            return False
+        source = self._graph.producer[name]
+        return all(
+            reader.op_type == "QuantizeLinear" and (source.op_type not in RELU or self._limits(source, reader))
+            for reader in found
+        )
+
+    def _limits(self, relu: Any, quantizer: Any) -> bool:  # noqa: ANN401
+        """Whether a grid ends where a Relu or Clip does; kernels that answer in float limit their results themselves.
+
+        https://github.com/microsoft/onnxruntime/blob/main/onnxruntime/core/optimizer/qdq_transformer
+        """
+        if self._float_outputs >= COMPUTE:
+            return True
+        scale, zero = (self._graph.value(name) for name in quantizer.input[1:3])
+        first, last = (-128, 127) if zero.dtype == np.int8 else (0, 255)
+        most = float(scale) * (last - int(zero))
+        return int(zero) == first and most <= highest(self._graph, relu) * (1 + float(np.finfo(np.float32).eps))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -16,6 +16,7 @@ from onnx import numpy_helper, version_converter
 from edgeserve.contracts.errors import InputError
 from edgeserve.contracts.limits import EXTERNAL_DATA_BYTES, EXTERNAL_TENSOR_BYTES
 from edgeserve.runtimes.base import Tensor
+from edgeserve_compilers.sources.walk import nodes, subgraphs, without_notes
 
 ENTRY: Final = "model.onnx"
 WEIGHTS: Final = "model.data"
@@ -96,7 +97,7 @@ def prepared(
             dimension.dim_value = size
     onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
     model = onnx.load(folder / "prepared.onnx")
-    model = lowered(_with_used_domains(model), newest_opset)
+    model = without_notes(lowered(_with_used_domains(model), newest_opset))
     taken: set[str] = set()
     for place, node in enumerate(model.graph.node):
         if not node.name or node.name in taken:
@@ -109,22 +110,11 @@ def prepared(
 
 def _with_used_domains(model: onnx.ModelProto) -> onnx.ModelProto:
     """Without the operator sets that ONNX Runtime lists though nothing is of them."""
-    used = {"", *(node.domain for node in _all_nodes(model.graph))} - {"ai.onnx"}
+    used = {"", *(node.domain for node in nodes(model))} - {"ai.onnx"}
     imports = {entry.domain: entry.version for entry in model.opset_import if entry.domain in used}
     del model.opset_import[:]
     model.opset_import.extend(onnx.helper.make_opsetid(domain, version) for domain, version in imports.items())
     return model
-
-
-def _all_nodes(graph: Any) -> Iterator[Any]:  # noqa: ANN401
-    for node in graph.node:
-        yield node
-        for inner in _subgraphs(node):
-            yield from _all_nodes(inner)
-
-
-def _subgraphs(node: Any) -> list[Any]:  # noqa: ANN401
-    return [graph for entry in node.attribute for graph in [*([entry.g] if entry.HasField("g") else []), *entry.graphs]]
 
 
 def lowered(model: onnx.ModelProto, newest_opset: int = NEWEST_OPSET) -> onnx.ModelProto:
@@ -193,7 +183,7 @@ def is_float(array: Tensor) -> bool:
 
 def _read_by_subgraphs(node: Any) -> set[str]:  # noqa: ANN401
     found: set[str] = set()
-    for graph in _subgraphs(node):
+    for graph in (graph for entry in node.attribute for graph in subgraphs(entry)):
         for inner in graph.node:
             found |= set(inner.input) | _read_by_subgraphs(inner)
         found |= {value.name for value in graph.output}

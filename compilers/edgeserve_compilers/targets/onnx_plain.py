@@ -15,7 +15,7 @@ _FATAL_ONLY: Final = 4
 def plain(source: Path, shapes: Mapping[str, Sequence[int]], destination: Path) -> None:
     """Write the model as ONNX Runtime simplifies it by what holds on every machine; operations stay ONNX's own.
 
-    Converters leave branches and shape arithmetic in, which LiteRT then fails on or is slowed down by.
+    Converters leave branches and shape arithmetic in, which LiteRT and NNCF then fail on or are slowed down by.
 
     Args:
         source: One ONNX file.

@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from edgeserve_compilers.targets.onnx_graph import COMPUTE, Graph, attribute
-from edgeserve_compilers.targets.ranges import Range
+from edgeserve_compilers.targets.ranges import NOTHING, Range
 
 RELU: Final = frozenset({"Relu", "Clip"})
 """Become part of the grid of what they limit."""
@@ -29,8 +29,7 @@ CPU_ARITHMETIC: Final = frozenset({"Add", "Mul", "Sigmoid", "LeakyRelu", "Averag
 """Operations without weights that have integer kernels there."""
 SIGMOID_SATURATES: Final = 8.0
 """Beyond it sigmoid is within 0.0004 of 0 or 1: what is read by it alone needs no steps there."""
-_NOTHING: Final = 1e-20
-"""Width of a range that is only zero: products of such scales are no normal float32."""
+_UNLIMITED: Final = float("inf")
 FLOAT_OUTPUTS: Final = frozenset({"Gemm", "MatMul"})
 """Layers whose integer kernels on CPUs can answer in float."""
 
@@ -72,7 +71,7 @@ class Grid:
 def grid_of(found: Range, *, signed: bool, symmetric: bool) -> Grid:
     """The 8-bit grid over a range, which zero is always part of."""
     low, high = min(found[0], 0.0), max(found[1], 0.0)
-    if high - low < _NOTHING:
+    if high - low < NOTHING:
         low, high = 0.0, 1.0
     if symmetric:
         return Grid(scale=np.float32(max(-low, high) / 127), zero=0)
@@ -112,7 +111,7 @@ class Plan:
             if node.name in self.layers:
                 if node.op_type in self.scheme.layers:
                     self.integer.add(node.name)
-            elif node.op_type in takes and node.name not in self._head and _has_integer_form(self.graph, node):
+            elif node.op_type in takes and node.name not in self._head and has_integer_form(self.graph, node):
                 sources = [self.graph.producer.get(name) for name in data]
                 if all(source is not None and source.name in self.integer for source in sources):
                     self.integer.add(node.name)
@@ -171,9 +170,23 @@ class Plan:
             return self.same_grid(source.input[0])
         readers = self.graph.readers.get(tensor, [])
         alone = len(readers) == 1 and readers[0].op_type in JOINS and readers[0].name in self.integer
-        if alone and tensor not in self.graph.pinned:
-            return self.same_grid(readers[0].output[0])
-        return tensor
+        if not alone or tensor in self.graph.pinned:
+            return tensor
+        joined = readers[0].output[0]
+        if self._limit(joined) > self._limit(tensor):
+            return tensor  # a grid that goes on beyond its limits would leave them, and all before, to float kernels
+        return self.same_grid(joined)
+
+    def _limit(self, tensor: str) -> float:
+        """Up to where values go that begin at zero by a Relu or Clip; `_UNLIMITED` for all others."""
+        source = self.graph.producer.get(tensor)
+        if source is None or source.name not in self.integer:
+            return _UNLIMITED
+        if source.op_type in JOINS:
+            return max(map(self._limit, source.input))
+        if source.op_type in MOVES:
+            return self._limit(source.input[0])
+        return highest(self.graph, source) if source.op_type in RELU else _UNLIMITED
 
 
 def data_inputs(graph: Graph, node: Any) -> list[str]:  # noqa: ANN401
@@ -184,9 +197,19 @@ def data_inputs(graph: Graph, node: Any) -> list[str]:  # noqa: ANN401
     return found
 
 
-def _has_integer_form(graph: Graph, node: Any) -> bool:  # noqa: ANN401
+def highest(graph: Graph, limiting: Any) -> float:  # noqa: ANN401
+    """The most that a Relu or Clip lets through."""
+    bound = limiting.input[2] if len(limiting.input) > 2 else ""
+    return float(graph.value(bound)) if bound in graph.initializers else float(np.finfo(np.float32).max)
+
+
+def has_integer_form(graph: Graph, node: Any) -> bool:  # noqa: ANN401
+    """Whether an operation without weights can compute on integers, as far as its attributes and constants say."""
     if node.op_type == "Resize":  # between pixels lie values that are on no grid
         return bool(attribute(node, "mode", b"nearest") == b"nearest")
+    if node.op_type == "Clip":  # one that begins elsewhere cuts between two steps of a grid
+        stored = all(name in graph.initializers for name in node.input[1:] if name)
+        return stored and len(node.input) > 1 and bool(node.input[1]) and not graph.value(node.input[1]).any()
     # A constant operand would need a grid of its own: such products and sums stay float.
     return node.op_type in MOVES | RELU or len(graph.activations(node)) == len(node.input)
 
@@ -198,8 +221,8 @@ def useful(graph: Graph, tensor: str, found: Range) -> Range:
     others = [reader for reader in readers if reader.op_type != "Sigmoid"]
     if not sigmoids or tensor in graph.pinned:
         return found
-    gates = {tensor, *(sigmoid.output[0] for sigmoid in sigmoids)}
-    if any(reader.op_type != "Mul" or not gates.issuperset(reader.input) for reader in others):
+    gates = {sigmoid.output[0] for sigmoid in sigmoids}
+    if any(reader.op_type != "Mul" or len(gates.intersection(reader.input)) != 1 for reader in others):
         return found
     low, high = found
     return max(low, -SIGMOID_SATURATES), (high if others else min(high, SIGMOID_SATURATES))

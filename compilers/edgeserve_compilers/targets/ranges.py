@@ -26,6 +26,9 @@ _BINS: Final = 8192
 _SAMPLES: Final = 16384
 """Of one tensor and row that enter the histogram: 100 rows make 1.6 million, of which 99.99 % leaves 160."""
 _BATCH: Final = 32
+NOTHING: Final = 1e-20
+"""What is no larger counts as zero: bins of a histogram would have no width in single precision, and products of such
+scales are no normal float32."""
 _SHRINK: Final = np.linspace(0.2, 1.0, 33)
 _Floats = npt.NDArray[np.float64]
 
@@ -66,7 +69,7 @@ class Statistics:
 
     def _count(self, samples: npt.NDArray[np.float32]) -> None:
         largest = float(np.abs(samples).max())
-        if largest == 0:
+        if largest < NOTHING:
             self._zeros += samples.size
             return
         if largest > self._bound:

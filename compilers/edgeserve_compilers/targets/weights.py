@@ -13,6 +13,8 @@ from edgeserve_compilers.targets.onnx_graph import Graph, attribute, is_float
 
 BLOCK: Final = 32
 """Elements of a column that share a scale: the block that every kernel of MatMulNBits knows."""
+_SMALLEST_SCALE: Final = 1e-30
+"""Of a channel's weights: the product of a smaller one with the scale of the input could be no normal float32."""
 _LARGEST_BIAS: Final = 2.0**30
 """Of an int32 bias: leaves as much again for the sum that it is added to."""
 
@@ -101,7 +103,7 @@ def channel_scales(values: Tensor, axis: int | None, largest: int) -> npt.NDArra
     """Scales that take the largest weight of each channel to `largest`; a scalar array where `axis` is None."""
     axes = None if axis is None else tuple(other for other in range(values.ndim) if other != axis)
     peaks = np.abs(values).max(axis=axes)
-    return np.asarray(np.where(peaks > 0, peaks / largest, 1.0), np.float32)
+    return np.asarray(np.where(peaks > 0, np.maximum(peaks / largest, _SMALLEST_SCALE), 1.0), np.float32)
 
 
 def room_for_bias(scales: npt.NDArray[np.float32], bias: Tensor | None, input_scale: float) -> npt.NDArray[np.float32]:
@@ -149,7 +151,7 @@ def blocks(matrix: Tensor, bits: int) -> tuple[npt.NDArray[np.uint8], npt.NDArra
     low, high = grouped.min(axis=2), grouped.max(axis=2)
     extreme = np.where(np.abs(low) > np.abs(high), low, high)
     half = 1 << (bits - 1)
-    scales = np.where(extreme != 0, extreme / -half, 1.0).astype(np.float32)
+    scales = np.where(np.abs(extreme) > _SMALLEST_SCALE * half, extreme / -half, 1.0).astype(np.float32)
     steps = np.clip(np.rint(grouped / scales[:, :, None]) + half, 0, 2 * half - 1).astype(np.uint8)
     if bits == 4:
         steps = steps[:, :, 0::2] | (steps[:, :, 1::2] << 4)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgeserve.contracts.limits import MAX_IMAGE_PIXELS
+from edgeserve.contracts.limits import MAX_SERVED_PIXELS, MAX_SERVED_SAMPLES
 from edgeserve.contracts.task import AudioInput, Boxes, ImageInput, Kind, Resize, Task
 from edgeserve.contracts.tensors import Datatype, Signature, TensorSpec
 from edgeserve.runtimes.base import RuntimeOptions
@@ -213,7 +213,7 @@ def test_a_file_that_the_model_has_no_input_for_is_refused_with_the_way_out(serv
 
 
 def too_many_pixels() -> bytes:
-    side = int(MAX_IMAGE_PIXELS**0.5) + 1
+    side = int(MAX_SERVED_PIXELS**0.5) + 1
     file = io.BytesIO()
     Image.new("1", (side, side)).save(file, "PNG")
     return file.getvalue()
@@ -245,6 +245,21 @@ def test_sound_at_another_rate_is_refused_with_both_rates(serve):
     assert answer.status == 400
     assert "8000" in answer.error.replace(" ", "")
     assert "16000" in answer.error.replace(" ", "")
+
+
+def test_sound_for_a_stateful_model_is_no_longer_than_a_thread_can_hold(serve):
+    signature = Signature(
+        inputs=(spec("x", 1, 400), spec("before", 1, 1)), outputs=(spec("y", 1, 3), spec("after", 1, 1))
+    )
+    task = Task(kind=Kind.KEYWORDS, inputs=(AudioInput(name="x", chunk=400),), state={"before": "after"})
+
+    def compute(inputs):
+        return {"y": np.zeros((1, 3), np.float32), "after": inputs["before"]}
+
+    _server, _seen, send = serve(task, signature, compute)
+    answer = send(sound(samples=MAX_SERVED_SAMPLES + 1), content_type="audio/wav")
+    assert answer.status == 400
+    assert f"at most {MAX_SERVED_SAMPLES} are taken" in answer.error
 
 
 def test_a_task_that_does_not_fit_the_outputs_is_the_servers_fault(serve):

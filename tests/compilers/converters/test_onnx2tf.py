@@ -53,10 +53,16 @@ def test_a_named_environment_comes_first_and_must_be_there(nowhere: Path, monkey
     assert onnx2tf.VERSION in raised.value.hint
 
 
-def test_without_an_environment_the_commands_are_said(nowhere: Path) -> None:
+def test_without_an_environment_the_option_that_makes_one_is_said_and_no_folder(nowhere: Path) -> None:
     with pytest.raises(DeviceError, match="not there yet") as raised:
         onnx2tf.convert(nowhere / "m.onnx", nowhere)
-    hint = raised.value.hint
+    assert "--install-converters" in raised.value.hint
+    assert onnx2tf.PYTHON_VARIABLE in raised.value.hint
+    assert str(nowhere) not in raised.value.message + raised.value.hint, "it ends in the report of a release"
+
+
+def test_the_commands_by_hand_are_whole(nowhere: Path) -> None:
+    hint = onnx2tf.how_to_get()
     assert f"-m venv {nowhere}/cache/converters/onnx2tf-{onnx2tf.VERSION}" in hint
     assert f"pip install onnx2tf=={onnx2tf.VERSION}" in hint
     assert onnx2tf.PYTHON_VARIABLE in hint

@@ -95,10 +95,23 @@ def test_classification_reads_a_folder_a_class(tmp_path: Path) -> None:
         load(path, SIGNATURE, task)
 
 
+def test_splits_that_are_not_read_need_not_be_there(tmp_path: Path) -> None:
+    data = load(tree(tmp_path, NAMES + "train: nowhere\nval: images/val\n"), SIGNATURE, TASK)
+    assert data.names == ("b.png", "deep/c.png")
+
+
 @pytest.mark.parametrize(
     ("yaml", "message"),
     [
         ("val: [", "not YAML"),
+        (NAMES + "path: [a]\nval: images\n", "path is not the name of a folder"),
+        (
+            "".join(f"l{n}: &l{n} [{f'*l{n - 1}, ' * 9}1]\n" for n in range(20)).replace("*l-1, ", "1, ")
+            + NAMES
+            + "path: *l19\nval: images\n",
+            "path is not the name of a folder",
+        ),
+        (NAMES + "path: {root}\nval: {root}/../x\n", "leads out"),
         ("!!python/object/apply:os.getcwd []", "not YAML"),
         ("[" * 3000, "not YAML"),
         ("- a", "not a table"),
@@ -118,7 +131,7 @@ def test_classification_reads_a_folder_a_class(tmp_path: Path) -> None:
 def test_a_wrong_yaml_is_refused(tmp_path: Path, yaml: str, message: str) -> None:
     (tmp_path / "bad.txt").write_text("../../secret.png\n")
     with pytest.raises(InputError, match=message):
-        load(tree(tmp_path, yaml), SIGNATURE, TASK)
+        load(tree(tmp_path, yaml.replace("{root}", str(tmp_path))), SIGNATURE, TASK)
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,8 @@ def test_an_exported_program_keeps_its_batch(tmp_path: Path) -> None:
         load(tmp_path / "m.pt2")
     assert "--trust-pickle" in raised.value.hint
     model = load(tmp_path / "m.pt2", TRUSTED)
+    for private in (b"site-packages", str(Path(__file__).parent).encode(), b".py", b"def forward"):
+        assert private not in model.content, "where the source code lies, and its lines, stay with the author"
     assert model.spec.signature.inputs[0].shape == (-1, 1, 8, 8)
     more = torch.randn(5, 1, 8, 8)
     (found,) = run(model, {"input": more.numpy()}, tmp_path)

@@ -11,6 +11,7 @@ import pytest
 from edgeserve.contracts.errors import DeviceError, InputError
 from edgeserve_compilers.load import load
 from edgeserve_compilers.sources.base import SourceOptions
+from edgeserve_compilers.sources.table_trial import try_reading
 from tests.suites.source import SourceCase, SourceContract, run
 
 pytest.importorskip("skl2onnx", reason="skl2onnx is not installed: pip install 'edgeserve[sklearn]'")
@@ -155,9 +156,25 @@ def test_nothing_is_executed_without_trust(tmp_path: Path, name: str, protocol: 
     assert sprung.exists(), "the trap is one"
 
 
+@pytest.mark.parametrize("library", ["xgboost", "lightgbm"])
+def test_no_file_of_the_current_folder_runs_in_the_place_of_a_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: str
+) -> None:
+    (tmp_path / f"{library}.py").write_text("from pathlib import Path\nPath('sprung').touch()\n")
+    (tmp_path / "m").write_text("tree\n")
+    monkeypatch.chdir(tmp_path)
+    try_reading(library, tmp_path / "m")
+    assert not (tmp_path / "sprung").exists()
+
+
 @pytest.mark.parametrize(
     ("made", "message"),
-    [("unfitted", "that was fitted"), ("margin", "no probabilities"), ("dict", "dict"), ("clusters", "KMeans")],
+    [
+        ("unfitted", "that was fitted"),
+        ("margin", "no probabilities"),
+        ("dict", "holds dict, not"),
+        ("clusters", "KMeans"),
+    ],
 )
 def test_what_is_no_classifier_or_regressor_is_refused(table, tmp_path: Path, made: str, message: str) -> None:
     from sklearn.cluster import KMeans

@@ -128,6 +128,12 @@ def test_nothing_is_executed_without_trust(models: Path, name: str) -> None:
     assert not sprung.exists()
 
 
+def test_a_model_that_prints_may_print_into_any_file(tmp_path: Path) -> None:
+    (tmp_path / "saved_model.pb").write_bytes(b"\x0a\x05print\x12\x07PrintV2")
+    with pytest.raises(InputError, match="contains PrintV2"):
+        load(tmp_path)
+
+
 def test_a_trusted_lambda_is_converted(models: Path) -> None:
     try:
         model = load(models / "trap.keras", SourceOptions(trust_pickle=True))

@@ -302,6 +302,34 @@ def test_gates_need_no_steps_where_sigmoid_is_flat(tmp_path: Path) -> None:
     assert -8.2 < -int(values[pair.input[2]]) * float(values[pair.input[1]]) < -7.8
 
 
+def test_a_square_beside_a_gate_keeps_its_range(tmp_path: Path) -> None:
+    """Sigmoid is flat far below zero, x * x is not."""
+    random = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("Conv", ["image", "w1"], ["c"], name="first"),
+        helper.make_node("Sigmoid", ["c"], ["gate"], name="gate"),
+        helper.make_node("Mul", ["c", "c"], ["square"], name="square"),
+        helper.make_node("Add", ["gate", "square"], ["sum"], name="sum"),
+        helper.make_node("Conv", ["sum", "w2"], ["boxes"], name="last"),
+    ]
+    net = model(
+        nodes,
+        inputs={"image": (TensorProto.FLOAT, ["batch", 1, 8, 8])},
+        outputs={"boxes": (TensorProto.FLOAT, ["batch", 2, 8, 8])},
+        weights={
+            "w1": np.full((4, 1, 1, 1), -30.0, np.float32),
+            "w2": random.standard_normal((2, 4, 1, 1)).astype(np.float32),
+        },
+    )
+    work = bench(tmp_path, net, {"image": images(32)})
+    built = made(work, "u8s8 minmax, all")
+    values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in built.graph.initializer}
+    pair = next(node for node in built.graph.node if node.op_type == "QuantizeLinear" and node.input[0] == "c")
+    lowest = -30 * float(images(32).max())
+    assert lowest < -20
+    assert -int(values[pair.input[2]]) * float(values[pair.input[1]]) == pytest.approx(lowest, rel=0.02)
+
+
 def test_weights_alone_shrink_the_file_and_leave_activations_alone(tmp_path: Path) -> None:
     work = bench(tmp_path, conv_net(), {"image": images(32)})
     built = made(work, "weights only, 8")

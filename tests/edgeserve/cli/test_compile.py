@@ -107,6 +107,68 @@ def test_doubts_go_to_stderr(folder: Path, capsys: pytest.CaptureFixture[str]) -
     assert "sqnr on 64 rows of calibration.npz" in out
 
 
+OWN = """
+import numpy as np
+
+def share(answers, truth):
+    return float(np.mean([answer.argmax() == label for answer, label in zip(answers, truth)]))
+
+def build():
+    return 1 / 0
+
+def boxes(outputs):
+    return 1 / 0
+"""
+
+
+@pytest.mark.parametrize("way", ["option", "task"])
+def test_a_metric_of_the_users_own_is_found_in_the_current_folder(
+    folder: Path, way: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (folder / f"own_{way}.py").write_text(OWN)
+    (folder / "model.toml").write_text(f'metric = "own_{way}:share"')
+    named = ["--metric", f"own_{way}:share"] if way == "option" else ["--task", "model.toml"]
+    code, out, _ = run("tiny.onnx", "-t", "x86-cpu", *DATA, "--precision", "fp32", *named, capsys=capsys)
+    assert code == 0
+    assert f"own_{way}:share on 200 rows" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "function"),
+    [
+        (["own_model:build", "-t", "x86-cpu"], "own_model:build"),
+        (["tiny.onnx", "-t", "x86-cpu", *DATA, "--precision", "fp32", "--task", "custom.toml"], "own_model:boxes"),
+    ],
+    ids=["model", "custom"],
+)
+def test_functions_of_the_current_folder_are_called(
+    folder: Path,
+    arguments: list[str],
+    function: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "own_model", raising=False)
+    (folder / "own_model.py").write_text(OWN)
+    (folder / "custom.toml").write_text('kind = "custom"\nfunction = "own_model:boxes"')
+    code, _, err = run(*arguments, capsys=capsys)
+    assert code == 2
+    assert f"{function} raised ZeroDivisionError" in err
+    assert sys.path.index(str(folder)) == len(sys.path) - 1, "nothing there takes the place of a library"
+
+
+def test_without_such_a_function_nothing_of_the_current_folder_is_importable(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = list(sys.path)
+    save(conv_net(), folder / "a:b")  # a file that looks like a function
+    for name in ("tiny.onnx", "a:b"):
+        run(name, "-t", "toaster", *DATA, "--metric", "top1", capsys=capsys)
+    assert sys.path == before
+
+
 def corrupt(folder: Path) -> None:
     (folder / "text.onnx").write_text("hello")
     whole = (folder / "tiny.onnx").read_bytes()
@@ -161,3 +223,16 @@ def test_a_mistake_of_the_user_ends_with_2_and_a_sentence(
     assert message in err
     assert "Traceback" not in err
     assert set(folder.rglob("*")) == before
+
+
+def test_the_cache_keeps_releases_in_a_folder_of_its_own(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "cache/converters").mkdir(parents=True)
+    monkeypatch.setenv("EDGESERVE_CACHE", str(folder / "cache"))
+    code, _, _ = run("tiny.onnx", "-t", "null", *DATA, "-o", "first", capsys=capsys)
+    assert code == 0
+    assert {path.name for path in (folder / "cache").iterdir()} == {"compile", "converters"}
+    code, out, _ = run("tiny.onnx", "-t", "null", *DATA, "-o", "second", capsys=capsys)
+    assert code == 0
+    assert "taken from the cache" in out

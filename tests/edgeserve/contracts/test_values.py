@@ -207,7 +207,7 @@ def test_every_error_has_the_exit_code_of_who_must_act() -> None:
     codes = {kind.__name__: kind.exit_code for kind in vars(errors).values() if is_error(kind)}
     assert codes == {
         "EdgeServeError": 1, "InputError": 2, "NotFoundError": 2, "ConflictError": 2, "TrustError": 3,
-        "AccuracyError": 4, "TransientError": 1, "DeviceError": 1,
+        "AccuracyError": 4, "TransientError": 1, "DeviceError": 1, "MissingLibraryError": 1,
     }  # fmt: skip
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +172,29 @@ def test_whatever_the_bytes_the_check_ends_with_an_input_error_or_none(start: by
             "check that the file is whole; export it again",
             "name a .tflite file; its bytes 4 to 7 are TFL3",
         )
+
+
+def test_tables_that_share_a_long_vector_end_the_check_at_once() -> None:
+    """A few bytes that stand for a thousand million references."""
+    subgraphs, tensors = 2_000, 500_000
+    data = bytearray(struct.pack("<I4s", 20, b"TFL3"))
+    data += struct.pack("<HHHHH2x", 10, 8, 0, 0, 4)  # vtable of Model: field 2 at 4
+    data += struct.pack("<iI", 12, 4)  # Model at 20, its vector of subgraphs behind it
+    data += struct.pack("<I", subgraphs)
+    first = len(data) + 4 * subgraphs + 8  # behind the offsets: a vtable of SubGraph, then the tables
+    data += b"".join(struct.pack("<I", first + 8 * n - (len(data) + 4 * n)) for n in range(subgraphs))
+    data += struct.pack("<HHH2x", 6, 8, 4)
+    vector = first + 8 * subgraphs
+    for n in range(subgraphs):
+        place = first + 8 * n
+        data += struct.pack("<iI", place - (first - 8), vector - (place + 4))
+    # All of them are one tensor without fields, which lies behind its vtable at the end.
+    data += struct.pack("<I", tensors) + (4 * np.arange(tensors, 0, -1) + 4).astype("<u4").tobytes()
+    data += struct.pack("<HHi", 4, 4, 4)
+    started = time.perf_counter()
+    with pytest.raises(InputError, match="more references than bytes"):
+        check_tflite(bytes(data), "m.tflite")
+    assert time.perf_counter() - started < 60
 
 
 def outcome(data: bytes) -> str:

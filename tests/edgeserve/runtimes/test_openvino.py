@@ -120,5 +120,18 @@ def test_kinds_of_devices(device: str, kind: str, chooses: bool) -> None:
     assert is_chooser(device) is (device.partition(":")[0] in CHOOSERS)
 
 
+@pytest.mark.parametrize(
+    ("device", "error", "do"),
+    [
+        ("NPU", "Blob was compiled with ELF version 1.3.0, this driver supports 1.2.0", "made again from the IR"),
+        ("NPU", "[NPU_VCL] Unsupported operation: Einsum", "compile for intel-gpu"),
+        ("GPU", "libOpenCL.so.1: cannot open shared object file", "intel-opencl-icd"),
+    ],
+    ids=["blob of another compiler", "unknown operation", "no OpenCL"],
+)
+def test_an_error_that_is_known_has_its_way_out(device: str, error: str, do: str) -> None:
+    assert do in advice(device, error)
+
+
 def test_an_error_that_is_not_known_gets_no_guess() -> None:
     assert advice("NPU", "something new went wrong") == ""

@@ -87,6 +87,35 @@ def test_sound_that_cannot_be_used_is_refused_by_name(data: bytes, message: str)
     assert "a.wav" in raised.value.message
 
 
+def test_what_lies_behind_the_window_is_not_looked_at() -> None:
+    data = riff(3, 32, struct.pack("<6f", 0.5, 0, -0.5, 0.25, float("nan"), 1), channels=2)
+    assert audio.read_wav(data, rate=16_000, what="a.wav", window=2).tolist() == [0.25, -0.125]
+
+
+@pytest.mark.parametrize(("window", "fits"), [(None, False), (3, False), (2, True)])
+def test_no_more_samples_are_taken_than_allowed(window: int | None, fits: bool) -> None:
+    data = pcm(range(8), channels=2)
+    if fits:
+        assert len(audio.read_wav(data, rate=16_000, what="a.wav", window=window, most=5)) == window
+    else:
+        with pytest.raises(InputError, match="at most 5 are taken"):
+            audio.read_wav(data, rate=16_000, what="a.wav", window=window, most=5)
+
+
+@pytest.mark.parametrize("lowest", [-1e300, 1e300])
+def test_samples_too_loud_on_either_side_are_refused(lowest: float) -> None:
+    with pytest.raises(InputError, match="beyond"):
+        read(riff(3, 64, struct.pack("<3d", 0, lowest, 0)))
+
+
+def test_slow_sensors_need_no_mel_range_for_their_waveform() -> None:
+    assert audio.feature_shape(AudioInput(rate=1_000, samples=100, coefficients=50)) == (100,)
+    with pytest.raises(InputError, match="mel range"):
+        AudioInput(rate=1_000, samples=100, features="log-mel")
+    with pytest.raises(InputError, match="50 coefficients"):
+        AudioInput(features="mfcc", coefficients=50)
+
+
 GOOD = [pcm(range(8)), pcm(range(6), channels=2, width=3), riff(3, 32, struct.pack("<3f", -1.5, 0, 0.25))]
 
 

@@ -105,11 +105,13 @@ def test_a_worse_box_before_the_right_one_costs_half() -> None:
     assert mean_average_precision(found, [detections((0, 1, 0))]) == pytest.approx(0.5)
 
 
-def test_the_101st_box_of_a_picture_does_not_count() -> None:
+def test_the_101st_box_of_a_class_in_a_picture_does_not_count() -> None:
     truth = [detections((5000, 1, 0))]
     crowd = [(20 * place, 0.9, 0) for place in range(99)]
     assert mean_average_precision([detections(*crowd, (5000, 0.5, 0))], truth) == pytest.approx(0.01)
     assert mean_average_precision([detections(*crowd, (4000, 0.9, 0), (5000, 0.5, 0))], truth) == 0.0
+    others = [(place, score, 1) for place, score, _ in crowd]
+    assert mean_average_precision([detections(*others, (4000, 0.9, 1), (5000, 0.5, 0))], truth) == pytest.approx(1.0)
 
 
 def test_yolox_nano_on_coco_scores_what_was_measured_elsewhere(realdata: Path) -> None:

@@ -77,6 +77,19 @@ SAME = {
         {"layout": "split", "scores": "s", "format": "xywh", "output": "b"},
         {"s": np.array([[[0, 0.8]]]), "b": np.array([[[8, 4, 16, 16]]])},
     ),
+    "split, TensorFlow's four outputs": (
+        {"layout": "split", "format": "yxyx", "normalised": True, "output": "b", "scores": "s", "classes": "c"},
+        {
+            "n": np.array([1.0]),
+            "b": np.array([[[4 / 32, 8 / 64, 20 / 32, 24 / 64], [0, 0, 0, 0]]]),
+            "c": np.array([[1.0, 0.0]]),
+            "s": np.array([[0.8, 0.0]]),
+        },
+    ),
+    "split, classes from 1 on": (
+        {"layout": "split", "format": "xyxy", "scores": "s", "classes": "c", "background": True, "logits": True},
+        {"y": np.array([[[8, 4, 24, 20]]]), "c": np.array([[2]]), "s": np.array([[logit(0.8)]])},
+    ),
 }
 
 
@@ -114,6 +127,18 @@ def test_end_to_end_boxes_may_overlap_and_come_best_first() -> None:
     np.testing.assert_allclose(found.scores, [0.9, 0.3])
 
 
+def test_boxes_with_one_class_each_may_overlap() -> None:
+    alike = {"y": np.array([[[8.0, 4, 24, 20]] * 2]), "s": np.array([[0.5, 0.8]]), "c": np.array([[1, 1]])}
+    (found,) = detect(task(layout="split", format="xyxy", scores="s", classes="c"), alike)
+    assert found.scores.tolist() == pytest.approx([0.8, 0.5])
+
+
+def test_outputs_that_are_not_read_may_have_any_shape() -> None:
+    outputs = {"count": np.zeros(1), **row(8, 4, 24, 20, 0.8, 1)}
+    (found,) = detect(task(layout="end-to-end", output="y"), outputs)
+    assert found.boxes.tolist() == [[8, 4, 24, 20]]
+
+
 def test_no_more_boxes_are_kept_than_the_task_allows() -> None:
     table = np.zeros((1, 50, 6), np.float32)
     table[0, :, 0] = np.arange(50) * 10
@@ -140,8 +165,11 @@ def test_what_is_not_finite_is_no_box(bad: float, place: int) -> None:
     assert [len(one) for one in detect(task(layout="decoded"), row(*numbers))] == [0]
 
 
-def test_an_end_to_end_class_that_is_not_a_number_is_no_box() -> None:
-    assert [len(one) for one in detect(task(layout="end-to-end"), row(8, 4, 24, 20, 0.8, np.nan))] == [0]
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, -1, 1e30, -1e30])
+def test_an_end_to_end_class_that_is_none_is_no_box(bad: float, background: bool) -> None:
+    (found,) = detect(task(layout="end-to-end", background=background), row(8, 4, 24, 20, 0.8, bad))
+    assert not len(found)
 
 
 def test_a_size_beyond_all_numbers_is_no_box_and_no_warning() -> None:
@@ -188,6 +216,23 @@ WRONG = {
     "not four": ({"layout": "split", "scores": "s"}, {"y": np.zeros((1, 3, 5)), "s": np.zeros((1, 3, 2))}, "4]"),
     "unlike": ({"layout": "split", "scores": "s"}, {"y": np.zeros((1, 3, 4)), "s": np.zeros((1, 2, 2))}, "[1, 2, 2]"),
     "missing scores": ({"layout": "split", "scores": "s"}, {"y": np.zeros((1, 3, 4))}, "'s'"),
+    "no objectness": ({}, {"y": np.zeros((1, 3, 4))}, "at least 5 numbers a box"),
+    "grid without objectness": ({"layout": "grid"}, {"y": np.zeros((1, CELLS, 4))}, "at least 5 numbers a box"),
+    "three rows": (
+        {"layout": "channels-first", "format": "yxyx"},
+        {"y": np.zeros((1, 3, 9))},
+        "at least 4 numbers a box",
+    ),
+    "classes of other boxes": (
+        {"layout": "split", "scores": "s", "classes": "c"},
+        {"y": np.zeros((1, 3, 4)), "s": np.zeros((1, 3)), "c": np.zeros((1, 2))},
+        "[1, 3], one a box",
+    ),
+    "scores of every class beside classes": (
+        {"layout": "split", "scores": "s", "classes": "c"},
+        {"y": np.zeros((1, 3, 4)), "s": np.zeros((1, 3, 2)), "c": np.zeros((1, 3))},
+        "one a box",
+    ),
     "missing boxes": ({"output": "b"}, {"y": np.zeros((1, 3, 6))}, "'b'"),
 }
 

@@ -254,6 +254,13 @@ def test_a_strip_that_would_grow_beyond_all_bounds_is_refused() -> None:
         image.read(entry, png(np.zeros((1, 2_000_000))), what="a.png")
 
 
+def test_a_caller_may_allow_fewer_pixels_but_never_fewer_than_the_model_takes() -> None:
+    with pytest.raises(InputError, match="more than 99 pixels"):
+        image.read(stretch(2, 2), png(np.zeros((10, 10))), what="a.png", most=99)
+    found, _, _ = image.read(stretch(20, 20), png(np.zeros((9, 11))), what="a.png", most=99)
+    assert found.shape[:2] == (20, 20)
+
+
 GOOD = [png(np.arange(48).reshape(4, 4, 3)), saved(Image.new("RGB", (8, 8), RED), "JPEG")]
 
 

@@ -141,6 +141,14 @@ def test_what_the_task_does_not_take_is_refused(task: Task, data: bytes, message
         prepare(task, takes(("in", (-1, 3, 4, 4))), data, what="a.bin")
 
 
+def test_a_server_may_take_less_than_the_compiler() -> None:
+    with pytest.raises(InputError, match="more than 31 pixels"):
+        prepare(IMAGE, takes(("x", (-1, 3, 4, 4))), picture(8, 4), what="a.png", most_pixels=31)
+    with pytest.raises(InputError, match="at most 3 are taken"):
+        prepare(SOUND, takes(("x", (-1, 4))), wav([1] * 9), what="a.wav", most_samples=3)
+    assert prepare(SOUND, takes(("x", (-1, 4))), wav([1] * 9), what="a.wav", most_samples=4).inputs["x"].size == 4
+
+
 def test_the_way_in_does_not_import_the_image_library_until_it_is_needed() -> None:
     code = "import sys, edgeserve.task.prepare; sys.exit('PIL' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

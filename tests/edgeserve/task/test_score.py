@@ -284,6 +284,8 @@ def test_labels_of_the_only_output_need_no_name() -> None:
         ({}, {}, 1.0),
         (None, None, 1.0),
         ([["a", 1.0]], [["a", 0.5]], 0.75),
+        ([10**400, 0.5], [1, 0.5], 0.0),
+        ([-(10**400), 0.5], [10**400, 0.5], 0.0),
     ],
 )
 def test_answers_of_the_users_function_are_as_close_as_their_parts(found, expected, share: float) -> None:
