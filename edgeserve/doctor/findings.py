@@ -206,7 +206,7 @@ def _converter(environment: Environment) -> Iterator[Finding]:
         yield Finding(subject=subject, verdict=Verdict.WARNING, detail=environment.onnx2tf_error, hint=hint)
     elif environment.onnx2tf_python:
         detail = "ONNX to TFLite needs it in an environment of its own, which is not there yet"
-        hint = f"edgeserve compile --install-converters makes it with {environment.onnx2tf_python} (600 MB)"
+        hint = f"edgeserve compile MODEL ... --install-converters makes it with {environment.onnx2tf_python} (600 MB)"
         yield Finding(subject=subject, verdict=Verdict.ABSENT, detail=detail, hint=hint)
     else:
         detail = "ONNX to TFLite needs it, and it needs Python 3.12 or newer, which is not there"

@@ -22,7 +22,7 @@ from edgeserve.runtimes.variant import find_runtime
 from edgeserve_compilers.spec import FLOAT, Candidate, ModelSpec
 from edgeserve_compilers.targets.base import Form, Job, Product, Target, Workshop
 from edgeserve_devices.probe import probe
-from tests.suites.models import BOX_CHANNELS, conv_net, images, mixed_range_net, recurrent_net, save
+from tests.suites.models import BOX_CHANNELS, branched_net, conv_net, images, mixed_range_net, recurrent_net, save
 
 FAITHFUL_NOISE = 0.02
 """17 dB: the candidate that a form tries first."""
@@ -202,6 +202,19 @@ class FormContract:
             assert 0 < lost < (FAITHFUL_NOISE if number == 0 else CLIPPED_NOISE), candidate.recipe
         assert float_file.read_bytes() == before, "the float model was changed"
         assert capsys.readouterr().out == "", "stdout belongs to the command's own output"
+
+    def test_no_setting_of_a_candidate_is_ignored(self, form: Form, tmp_path: Path) -> None:
+        """Quantizers ignore options that they do not know, without a word: the product is then that of another."""
+        rows = images(64)
+        rows[5] *= 6  # ranges with this outlier and without it differ
+        net = save(branched_net(), tmp_path / "branched.onnx")
+        bench = self.bench_on(form, net, {"image": rows}, tmp_path)
+        made: dict[bytes, str] = {}
+        for candidate in form.candidates:
+            _, folder = bench.produce(candidate)
+            content = b"".join(path.read_bytes() for path in sorted(folder.iterdir()))
+            assert content not in made, f"{candidate.title} is the same as {made[content]}"
+            made[content] = candidate.title
 
     def test_layers_stay_float_one_by_one(self, bench: Bench, float_file: Path) -> None:
         layers = list(bench.workshop.layers)

@@ -29,8 +29,7 @@ OLDEST_PYTHON: Final = (3, 12)
 PYTHON_VARIABLE: Final = "EDGESERVE_ONNX2TF_PYTHON"
 """Python of a ready environment."""
 _INSTALL: Final = (
-    "edgeserve compile --install-converters makes it once (about 600 MB);"
-    f" or name the Python of a ready one in {PYTHON_VARIABLE}"
+    f"--install-converters makes it once (about 600 MB); or name the Python of a ready one in {PYTHON_VARIABLE}"
 )
 """Ends in the report of a release, so it names no folder of this machine."""
 _WORKER: Final = Path(__file__).with_name("onnx2tf_worker.py")
@@ -166,7 +165,7 @@ def how_to_get() -> str:
     python = "python" + ".".join(map(str, OLDEST_PYTHON))
     place = environment()
     return (
-        f"edgeserve compile --install-converters, or"
+        f"edgeserve compile MODEL ... --install-converters, or"
         f" {python} -m venv {place} && {place}/bin/python -m pip install onnx2tf=={VERSION}"
         f" (any Python from {python} on; or name such an environment's python in {PYTHON_VARIABLE})"
     )

@@ -44,6 +44,8 @@ def load(path: Path, split: str, signature: Signature, task: Task) -> Dataset:
     document = _document(digest.read(path, path.name, MAX_TASK_BYTES), str(path))
     known = [name for name in _SPLITS if document.get(name)]
     wanted = split or _DEFAULT
+    if not known:
+        raise InputError(f"{path} names no pictures", hint="such as val: images/val")
     if wanted not in known:
         raise unknown_split(wanted, known, str(path))
     root = _root(document, path)

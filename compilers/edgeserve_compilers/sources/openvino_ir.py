@@ -35,8 +35,9 @@ def facts(path: Path) -> Facts:
         model = openvino.Core().read_model(path)
         operations = model.get_ops()
     except RuntimeError as error:
+        version = openvino.__version__.partition("-")[0]
         raise InputError(
-            f"{path} is not an IR that OpenVINO {openvino.__version__} can read: {first_line(error)}",
+            f"{path} is not an IR that OpenVINO {version} can read: {first_line(error)}",
             hint="check that the .xml and the .bin are whole and belong together",
         ) from error
     if len(operations) > MAX_GRAPH_NODES:

@@ -115,7 +115,7 @@ def test_splits_that_are_not_read_need_not_be_there(tmp_path: Path) -> None:
         ("!!python/object/apply:os.getcwd []", "not YAML"),
         ("[" * 3000, "not YAML"),
         ("- a", "not a table"),
-        (NAMES, "no split 'val'"),
+        (NAMES, "names no pictures"),
         (NAMES + "val: 3\n", "not a path"),
         (NAMES + "val: nowhere\n", "nothing is downloaded|there is no"),
         (NAMES + "val: images/../../x\n", "leads out"),

@@ -23,7 +23,7 @@ from edgeserve_compilers.targets.intel import IntelCpu, IntelGpu, IntelNpu
 from edgeserve_compilers.targets.npu_lint import OPERATIONS, TYPES, lint
 from edgeserve_compilers.targets.openvino_mixed import with_float_layers
 from tests.suites.compiler import float_outputs, job, noise
-from tests.suites.models import conv_net, images, mixed_range_net, model, recurrent_net, save
+from tests.suites.models import branched_net, conv_net, images, mixed_range_net, model, recurrent_net, save
 
 import openvino  # isort: skip - after the runtime, which turns its telemetry off
 from openvino import opset13 as ops  # isort: skip
@@ -36,42 +36,6 @@ def candidate(recipe: str) -> Candidate:
 
 
 MIN_MAX = candidate("nncf mixed min-max")
-
-
-def branched_net() -> onnx.ModelProto:
-    """What a quantizer can travel through or end at: pooling, a join, two residuals, a depthwise layer."""
-    random = np.random.default_rng(5)
-    weights = {
-        "w1": random.standard_normal((8, 1, 3, 3)) * 0.4,
-        "wd": random.standard_normal((8, 1, 3, 3)) * 0.4,
-        "wa": random.standard_normal((8, 8, 1, 1)) * 0.3,
-        "wb": random.standard_normal((8, 8, 3, 3)) * 0.15,
-        "wc": random.standard_normal((8, 16, 1, 1)) * 0.2,
-        "wf": random.standard_normal((128, 10)) * 0.1,
-        "b": random.standard_normal(8) * 0.2,
-    }
-    conv = [
-        helper.make_node("Conv", ["image", "w1", "b"], ["c1"], name="stem", pads=[1] * 4),
-        helper.make_node("Relu", ["c1"], ["r1"]),
-        helper.make_node("MaxPool", ["r1"], ["p1"], name="pool", kernel_shape=[2, 2], strides=[2, 2]),
-        helper.make_node("Conv", ["p1", "wd", "b"], ["d1"], name="depthwise", group=8, pads=[1] * 4),
-        helper.make_node("Conv", ["p1", "wa", "b"], ["a1"], name="narrow"),
-        helper.make_node("Conv", ["p1", "wb", "b"], ["b1"], name="wide", pads=[1] * 4),
-        helper.make_node("Relu", ["a1"], ["a2"]),
-        helper.make_node("Relu", ["b1"], ["b2"]),
-        helper.make_node("Concat", ["a2", "b2"], ["j"], name="join", axis=1),
-        helper.make_node("Conv", ["j", "wc", "b"], ["c2"], name="merge"),
-        helper.make_node("Add", ["c2", "d1"], ["sum1"], name="residual"),
-        helper.make_node("Add", ["sum1", "p1"], ["sum2"], name="residual2"),
-        helper.make_node("Flatten", ["sum2"], ["f"]),
-        helper.make_node("MatMul", ["f", "wf"], ["logits"], name="classify"),
-    ]
-    return model(
-        conv,
-        inputs={"image": (TensorProto.FLOAT, ["batch", 1, 8, 8])},
-        outputs={"logits": (TensorProto.FLOAT, ["batch", 10])},
-        weights={name: array.astype(np.float32) for name, array in weights.items()},
-    )
 
 
 @pytest.fixture(scope="module", params=[conv_net, branched_net, mixed_range_net], ids=["plain", "branched", "detector"])
