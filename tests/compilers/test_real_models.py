@@ -38,12 +38,12 @@ def task(name: str) -> Task:
 
 @pytest.fixture
 def few_pictures(realdata: Path, tmp_path: Path) -> Path:
-    """Twelve pictures to calibrate and sixteen to judge, in the same form as all of them."""
+    """Six pictures to calibrate and eight to judge, in the same form as all of them."""
     source = realdata / "data" / "coco128"
     document = json.loads((source / "annotations.json").read_text())
     chosen: dict[str, list[object]] = {"calib": [], "eval": []}
     for image in document["images"]:
-        if len(chosen[image["split"]]) < {"calib": 12, "eval": 16}[image["split"]]:
+        if len(chosen[image["split"]]) < {"calib": 6, "eval": 8}[image["split"]]:
             chosen[image["split"]].append(image)
     folder = tmp_path / "coco"
     (folder / "images").mkdir(parents=True)
@@ -56,7 +56,7 @@ def few_pictures(realdata: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("target", ["x86-cpu", "arm-cpu", "intel-cpu", "jetson-gpu"])
+@pytest.mark.parametrize("target", ["x86-cpu", "intel-cpu"])  # the others take minutes: benchmarks/compile.py
 def test_a_detector_with_its_decoding_in_the_graph_keeps_its_boxes(
     target: str, realdata: Path, few_pictures: Path, tmp_path: Path
 ) -> None:
