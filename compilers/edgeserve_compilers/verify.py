@@ -23,6 +23,8 @@ from edgeserve_compilers.data.dataset import Dataset
 from edgeserve_compilers.interval import drop_interval
 from edgeserve_compilers.spec import FieldNoise, Measurement
 
+_AGAINST_FLOAT: Final = frozenset({Metric.AGREEMENT, Metric.COSINE, Metric.SQNR})
+"""Metrics whose truth is the float model's answer by definition, whatever labels there are."""
 _WARM_UP: Final = 3
 _PAIRS: Final = 100
 _LATENCY_BUDGET_S: Final = 0.25
@@ -84,7 +86,8 @@ def refer(model: LoadedModel, data: Dataset, task: Task) -> Reference:
         )
     _check_labels(task, found, data)
     answers = decode(task, outputs, least_score=judging_score(task))
-    truth = as_truth(task, answers) if data.truth is None else data.truth
+    labelled = data.truth is not None and task.metric not in _AGAINST_FLOAT
+    truth = data.truth if labelled and data.truth is not None else as_truth(task, answers)
     return Reference(
         data=data,
         task=task,
@@ -92,7 +95,7 @@ def refer(model: LoadedModel, data: Dataset, task: Task) -> Reference:
         fields=found,
         answers=answers,
         truth=truth,
-        labelled=data.truth is not None,
+        labelled=labelled,
         score=score(task, task.metric, answers, truth),
     )
 

@@ -101,6 +101,14 @@ def test_accuracy_is_held_against_labels_where_there_are_some() -> None:
     assert not found.has_nan
 
 
+def test_agreement_is_with_the_float_model_even_where_there_are_labels() -> None:
+    wrong = (LOGITS.argmax(axis=1) + 1) % CLASSES
+    reference = refer(Table(LOGITS), dataset(wrong), AGREEMENT)
+    found = measure(Table(QUANTIZED), {"y": QUANTIZED}, Table(LOGITS), reference)
+    assert (reference.labelled, found.float_value) == (False, 1.0)
+    assert found.value == found.agreement > 0.9
+
+
 def test_without_labels_the_float_model_is_the_truth() -> None:
     found = measure(Table(QUANTIZED), {"y": QUANTIZED}, Table(LOGITS), REFERENCE)
     assert found.float_value == 1.0
