@@ -2,9 +2,9 @@
 
     python benchmarks/compile.py [--only NAME ...] [--data FOLDER]    # --only measures these anew, the rest stays
 
-Calibrates on the `calib` rows only and scores on the `eval` rows only. Float and variant answer the same rows, so the
-interval of the drop is paired. Peers get the same calibration rows and are scored by the same code. Writes
-docs/results/compile.md. The data and models are not part of the project (docs/testdata.md).
+Calibrates on the `calib` rows only; chooses among candidates and scores on the `eval` rows. Float and variant answer
+the same rows, so the interval of the drop is paired. Peers get the same calibration rows and are scored by the same
+code. Writes docs/results/compile.md. The data and models are not part of the project (docs/testdata.md).
 """
 
 from __future__ import annotations
@@ -27,6 +27,10 @@ the product on the same held-out rows, `drop [95 %]` their difference with its p
 float file, `s` the seconds of the whole compilation of that target on 2 shared cores. Rows named `... alone` are the
 libraries' own defaults on the same calibration rows, scored by the same code. The products of `arm-cpu`, `jetson-gpu`
 and `intel-npu` were run here, on an x86 CPU, as simulations.
+
+Nothing was calibrated on the rows that score, but the search chose among its candidates on them, as it does on a user's
+validation rows; the libraries alone chose nothing. So these figures flatter edgeserve a little, most on small data. The
+seconds were taken while other work ran, except in the last section.
 
 In the last section each product was chosen on validation rows and is scored here on rows that nothing saw; `held` there
 means: at least as accurate as NNCF's accuracy control with the same bound, in less than half its time.
