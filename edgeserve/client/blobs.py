@@ -79,8 +79,11 @@ def encode_blob(datatype: Datatype, array: Tensor) -> bytes | memoryview:
     Raises:
         InputError: An element of a BYTES array is neither bytes nor str.
     """
-    if datatype is Datatype.BYTES:
-        return _encode_bytes(array)
+    return _encode_bytes(array) if datatype is Datatype.BYTES else encode_numbers(array)
+
+
+def encode_numbers(array: Tensor) -> bytes | memoryview:
+    """Wire bytes of an array that is not BYTES; large ones are a view of its memory."""
     if array.nbytes <= 4096 or not array.flags.c_contiguous:
         return array.tobytes()
     return array.data.cast("B")

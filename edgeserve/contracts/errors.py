@@ -4,9 +4,13 @@
     ├── InputError        the user gave something wrong              exit 2
     │   └── NotFoundError     ... that does not exist                exit 2
     │   └── ConflictError     ... that clashes with what is there    exit 2
+    │   └── TooLargeError     ... larger than a limit allows         exit 2
+    │   └── UnsupportedError  ... that no setting makes work here    exit 2
     ├── TrustError        a check of authenticity refused it         exit 3
     ├── AccuracyError     no variant meets the accuracy bound        exit 4
     ├── TransientError    network or peer: try again                 exit 1
+    │   └── RejectedError     ... a queue is full or took too long   exit 1
+    │   └── RequestCancelledError ... nobody waits for it any more   exit 1
     └── DeviceError       this machine cannot: disk, runtime, port   exit 1
         └── MissingLibraryError  ... until a package is installed    exit 1
 
@@ -48,6 +52,14 @@ class ConflictError(InputError):
     """The thing exists already, or its state does not allow the request."""
 
 
+class TooLargeError(InputError):
+    """It is larger than a limit allows."""
+
+
+class UnsupportedError(InputError):
+    """It is asked for rightly, and edgeserve does not do it."""
+
+
 class TrustError(EdgeServeError):
     """Bytes are not what a trusted party signed or named by digest."""
 
@@ -62,6 +74,14 @@ class AccuracyError(EdgeServeError):
 
 class TransientError(EdgeServeError):
     """A peer or the network failed; the same call may succeed later."""
+
+
+class RejectedError(TransientError):
+    """A queue is full, or the request waited longer than it may."""
+
+
+class RequestCancelledError(TransientError):
+    """Whoever asked has gone."""
 
 
 class DeviceError(EdgeServeError):

@@ -77,8 +77,139 @@ MAX_CACHED_HEADS: Final = 256
 """Parsed request heads kept by their bytes; a client repeats the same few."""
 MAX_CACHED_HEAD_BYTES: Final = 4 * KIB
 """A head that is kept: a model with 30 inputs fits."""
+H2_FRAME_BYTES: Final = 1 * MIB
+"""Largest HTTP/2 frame that is taken: a 602 KB picture is one; payloads are read where they belong, not buffered."""
+H2_CONNECTION_WINDOW: Final = 1 * GIB
+"""Octets of HTTP/2 that a client may send ahead: what bounds memory is MAX_BODY_BYTES_IN_FLIGHT, at each message."""
+H2_CONCURRENT_STREAMS: Final = 256
+"""Calls at once on one HTTP/2 connection; nginx allows 128, grpc-java's and Envoy's clients open hundreds."""
+H2_CONTINUATIONS: Final = 16
+"""CONTINUATION frames of one field block: 16 KiB each hold MAX_HEAD_BYTES; ends floods (CVE-2024-27316)."""
+H2_RESETS: Final = 1000
+"""Streams of one connection reset in a burst, by the client or for its errors (CVE-2023-44487); nghttp2's figure."""
+H2_RESETS_PER_S: Final = 33.0
+"""... and in the long run; nghttp2's figure."""
+H2_IDLE_FRAMES: Final = 1000
+"""Frames in a row that carry no call (PING, SETTINGS, PRIORITY, empty DATA; CVE-2019-9512, 9513, 9515, 9518)."""
+H2_IDLE_FRAMES_PER_S: Final = 33.0
+"""... and in the long run: keep-alive pings come a few in a minute."""
+H2_RESET_MEMORY: Final = 1024
+"""Streams that we reset and whose late frames are still passed over: four times H2_CONCURRENT_STREAMS."""
+H2_PING_S: Final = 20.0
+"""A silent client with calls open is pinged and must answer within this, as grpc's servers ask."""
+H2_DEADLINE_TICK_S: Final = 0.02
+"""Calls with a deadline are looked at this often: one timer for all of them; the client watches its own clock, too."""
+H2_HELD_MESSAGE_BYTES: Final = 16 * KIB
+"""Messages from this size on count against MAX_BODY_BYTES_IN_FLIGHT; counting costs 2 us."""
+MAX_CACHED_BLOCKS: Final = 8
+"""HTTP/2 field blocks kept by their bytes, a connection: as MAX_CACHED_HEADS; 8 KiB each at most."""
+MAX_STATUS_MESSAGE_BYTES: Final = 2 * KIB
+"""`grpc-message`, encoded: grpc's clients take 8 KiB of trailers."""
 MAX_FEEDBACK_ROWS: Final = 256
 """Rows of a request whose predictions are kept for feedback: bounds the ring's memory to 8 MiB a model."""
+MALLOC_MMAP_BYTES: Final = 32 * MIB
+"""Blocks below it come from memory that malloc keeps; the most that glibc allows."""
+MALLOC_KEPT_BYTES: Final = 32 * MIB
+"""Free memory at the top of the heap above which it goes back to the system: that of a few pictures in flight."""
+COMPRESS_FROM_BYTES: Final = 1400
+"""A shorter answer fits one packet as it is."""
+CODEC_THREAD_BYTES: Final = 64 * KIB
+"""Bodies above it are (de)compressed on a thread: 64 KiB take about a millisecond."""
+MAX_KNOWN_HEADS: Final = 1024
+"""Request heads (line and headers) kept parsed by their bytes; a client repeats its own to the letter."""
+MAX_KNOWN_HEAD_BYTES: Final = 1 * KIB
+"""A request head that is kept: with MAX_KNOWN_HEADS of them 1 MiB at most."""
+BOUND_RUN_BYTES: Final = 64 * KIB
+"""Inputs and outputs of a call below this are copied through buffers bound once: cheaper than binding anew; a larger
+copy is not."""
+MAX_BOUND_SHAPES: Final = 16
+"""Shapes of inputs for which a thread keeps such buffers, a model."""
+MAX_BATCH_ROWS: Final = 4096
+"""Rows of one call that requests are batched to."""
+MAX_INSTANCES: Final = 64
+"""Calls of one model that may run side by side: more than any device of the profiles has cores."""
+MAX_PRIORITY_LEVELS: Final = 64
+"""Priorities of one model's queue."""
+MAX_QUEUE_DELAY_US: Final = 60_000_000
+"""Time that a request may be made to wait for others: beyond a minute every client has given up."""
+JOIN_BUFFER_BYTES: Final = 16 * MIB
+"""Joined inputs that a thread of a batched model keeps for the next batch: 27 pictures of 602 KB; of larger batches the
+memory is given back."""
+MAX_SEQUENCES: Final = 1024
+"""Sequences of one model that are under way or wait for a place: each keeps its state, 1 KiB of a voice detector."""
+MAX_SEQUENCE_REQUESTS: Final = 256
+"""Requests of one sequence that wait for those before them: eight seconds of a voice detector."""
+MAX_LABELLED_VERSIONS: Final = 32
+"""Labels of one model's versions."""
+MAX_CLASSIFICATION: Final = 20_000
+"""Classes that the classification extension returns for a row: as many as a task may have."""
+MAX_REPOSITORY_MODELS: Final = 1024
+"""Models of one repository folder: a server with as many names none of them a second time in an index of 1 MiB."""
+MAX_MODEL_VERSIONS: Final = 1024
+"""Version folders of one model that are looked at."""
+MAX_UPLOADED_FILES: Final = 64
+"""Files that one load request brings."""
+MAX_UPLOADED_BYTES: Final = 256 * MIB
+"""... and their bytes together: a request over HTTP brings at most MAX_REQUEST_BYTES of base64, over gRPC as much."""
+MAX_WARMUP_RUNS: Final = 1000
+"""Calls that one entry of `model_warmup` asks for; TensorFlow Serving replays as many."""
+MAX_WARMUP_BYTES: Final = 256 * MIB
+"""Inputs of all warm-up requests of a model together."""
+MAX_POLL_S: Final = 24 * 3600.0
+"""Longest time between two looks at a repository folder."""
+MAX_SHARED_REGIONS: Final = 256
+"""Named regions of shared memory, two file descriptors each: perf_analyzer registers one for each tensor of each
+request in flight, 64 requests at once have two."""
+MAX_SHARED_BYTES: Final = 4 * GIB
+"""Shared memory that clients let the server map, of each kind. It is theirs: what it takes here is address space."""
+MAX_REGION_NAME_CHARS: Final = 255
+"""Name or key of a region: what a file name may have."""
+MAX_LOCAL_CONNECTIONS: Final = 256
+"""Connections of the local protocol: each is a program on this device, and each costs a file descriptor."""
+MAX_LOCAL_PLANS: Final = 32
+"""Plans of one local connection: a program with as many models, or shapes, of its own."""
+MAX_LOCAL_SLOTS: Final = 64
+"""Requests in flight of one plan."""
+MAX_LOCAL_MESSAGE_BYTES: Final = 64 * KIB
+"""Largest message of the local protocol: the layout of a model with 300 tensors."""
+MAX_LOCAL_LAYOUTS: Final = 64
+"""Shapes of outputs that a plan has a number for; with more, numbers are given anew."""
+LOCAL_READ_BYTES: Final = 1 * KIB
+"""Read from a local connection at once: 64 requests, so that one client cannot hold the loop for long."""
+MAX_TRACED_MODELS: Final = 256
+"""Models with trace settings of their own: more than any device of the profiles serves."""
+MAX_STREAM_REQUESTS: Final = 1024
+"""Requests of one ModelStreamInfer that wait for their answers, which keep their order: a slow one holds all back."""
+MAX_GRPC_CALLS: Final = 1024
+"""Calls at once by grpcio: as MAX_CONNECTIONS; further ones get RESOURCE_EXHAUSTED."""
+GRPC_PING_S: Final = 60.0
+"""A silent client of grpcio's server is pinged after this; clients may ping every sixth of it."""
+HEALTH_WATCH_S: Final = 1.0
+"""Health is looked at this often while a client watches it."""
+TUNE_BATCH_ROWS: Final = 64
+"""Rows of the largest batch that `tune` tries: on CPUs larger ones were never seen to win."""
+TUNE_DELAYS_US: Final = (200, 1000, 5000)
+"""Times that `tune` lets requests wait for others: from a few hand-overs between threads to a whole small model."""
+TUNE_WINDOW_S: Final = (0.05, 1.0)
+"""Shortest and longest window of load: fewer milliseconds measure the scheduler of the system, more do not tell more."""
+TUNE_WINDOWS: Final = 300
+"""Windows that fit the time `tune` is given: about 15 configurations at three loads, six rounds of those that matter."""
+TUNE_LEAST_REQUESTS: Final = 10
+"""A window goes on until each client has had one answer and there are as many: of fewer no percentile can be told."""
+TUNE_STRETCH: Final = 20
+"""... but not longer than this many windows: slower models are beyond any latency bound that was asked for."""
+TUNE_LOAD_S: Final = 180.0
+"""Start of one configuration: the largest models of the device profiles take half a minute on the smallest board."""
+TUNE_INPUT_BYTES: Final = 256 * MIB
+"""File of inputs to tune with: it is held in memory."""
+TUNE_REQUESTS: Final = 256
+"""Different requests of that file which are sent, again and again."""
+TUNE_RESERVE_BYTES: Final = 64 * MIB
+"""Memory of the machine that trials leave alone."""
+MAX_TUNE_CLIENTS: Final = 256
+"""Clients at once: beyond it the load itself would be what is measured."""
+MAX_TUNE_S: Final = 24 * 3600.0
+"""Longest search."""
 
 # Compiler ------------------------------------------------------------------------------------------
 MAX_MODEL_FILE_BYTES: Final = 2 * GIB
@@ -188,6 +319,26 @@ SERVING_START_S: Final = 180.0
 SERVING_LOAD_S: Final = 300.0
 """Loading and warming up one variant in the serving process."""
 
+# Isolation ("process": a model in a worker process of its own) -------------------------------------
+MAX_ISOLATED_CALLS: Final = 32
+"""Calls that one worker process computes at once: each has a thread and a region of shared memory."""
+ISOLATION_REGION_BYTES: Final = 256 * MIB
+"""Shared memory of one call, inputs and outputs together: MAX_REQUEST_BYTES in and three times as much out."""
+ISOLATION_MESSAGE_BYTES: Final = 64 * KIB
+"""Shapes of one call, or an order to the fork server: a thousand tensors of four dimensions fit."""
+ISOLATION_CLOSE_S: Final = 5.0
+"""A model that is closed waits this long for calls under way; then they end with the worker process."""
+ISOLATION_LAST_WORD_S: Final = 2.0
+"""A call whose worker process is gone waits this long to learn how it ended, so that the error can say it."""
+ISOLATION_BACKOFF_FIRST_S: Final = 0.1
+"""Delay before a worker process is started again; each further crash within the window doubles it."""
+ISOLATION_BACKOFF_MAX_S: Final = 30.0
+"""Longest such delay."""
+ISOLATION_CRASHES: Final = 5
+"""Crashes within ISOLATION_CRASH_WINDOW_S from which a model is restarted; one more and it stays down."""
+ISOLATION_CRASH_WINDOW_S: Final = 600.0
+"""A crash is forgotten after this: a worker that an overfull memory ends now and then is no loop."""
+
 # Fleet ---------------------------------------------------------------------------------------------
 MAX_API_BODY_BYTES: Final = 1 * MIB
 """JSON body of the manager's REST API."""
@@ -249,3 +400,7 @@ MQTT_CONNECT_TIMEOUT_S: Final = 10.0
 """TCP, TLS and the broker's answer to CONNECT, each."""
 MQTT_FLUSH_S: Final = 2.0
 """What `stop` waits for acknowledgements before it says goodbye."""
+
+# Conformance checks --------------------------------------------------------------------------------
+MAX_CONFORMANCE_ELEMENTS: Final = 1 << 20
+"""Elements of the inputs of a model that checks send, many times and as JSON: larger models are left out."""

@@ -14,6 +14,8 @@ _VERSION: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}\Z")
 _LABEL_KEY: Final = re.compile(r"[a-z0-9](?:[a-z0-9._/-]{0,61}[a-z0-9])?\Z")
 _LABEL_VALUE: Final = re.compile(r"[A-Za-z0-9._-]{0,63}\Z")
+_SERVED: Final = re.compile(r"[^\W_](?:[\w .-]{0,126}[\w])?\Z")
+_VERSION_LABEL: Final = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 _FILE: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}\Z")
 
 DEFAULT_TENANT: Final = "default"
@@ -55,6 +57,24 @@ def model_name(text: str) -> str:
         "model name",
         "use 1 to 64 of a-z, 0-9, '.', '_' and '-', a letter or digit at both ends",
     )
+
+
+def served_name(text: str) -> str:
+    """Return `text` if a model can be served under it: wider than `model_name`, for folders of other servers.
+
+    Raises:
+        InputError: It cannot.
+    """
+    return _checked(text, _SERVED, "model name", "use 1 to 128 letters, digits, blanks, '.', '_' and '-'")
+
+
+def label_name(text: str) -> str:
+    """Return `text` if it can label a version of a model, such as `stable` (TensorFlow Serving's `version_labels`).
+
+    Raises:
+        InputError: It cannot.
+    """
+    return _checked(text, _VERSION_LABEL, "version label", "use 1 to 64 of A-Z, a-z, 0-9, '_' and '-'")
 
 
 def plugin_name(text: str, what: str) -> str:

@@ -25,6 +25,8 @@ class Datatype(str, Enum):
     FP16 = "FP16"
     FP32 = "FP32"
     FP64 = "FP64"
+    BF16 = "BF16"
+    """Triton's: numpy has no such type, so its arrays hold the 16 bits of each number as `uint16`."""
     BYTES = "BYTES"
 
     @property
@@ -51,12 +53,13 @@ _NUMPY = {
     Datatype.FP16: "float16",
     Datatype.FP32: "float32",
     Datatype.FP64: "float64",
+    Datatype.BF16: "uint16",
     Datatype.BYTES: "object",
 }
-_FROM_NUMPY = {name: datatype for datatype, name in _NUMPY.items()}
+_FROM_NUMPY = {name: datatype for datatype, name in _NUMPY.items() if datatype is not Datatype.BF16}
 _SIZES = {
     Datatype.BOOL: 1, Datatype.UINT8: 1, Datatype.INT8: 1,
-    Datatype.UINT16: 2, Datatype.INT16: 2, Datatype.FP16: 2,
+    Datatype.UINT16: 2, Datatype.INT16: 2, Datatype.FP16: 2, Datatype.BF16: 2,
     Datatype.UINT32: 4, Datatype.INT32: 4, Datatype.FP32: 4,
     Datatype.UINT64: 8, Datatype.INT64: 8, Datatype.FP64: 8,
     Datatype.BYTES: 0,

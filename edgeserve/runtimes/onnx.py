@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +19,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from edgeserve.contracts.errors import DeviceError, InputError
 from edgeserve.contracts.tensors import Datatype, Signature, TensorSpec
 from edgeserve.runtimes.base import LoadedModel, RuntimeOptions, Tensor, Tensors
+from edgeserve.runtimes.bound import BoundCalls
 from edgeserve.runtimes.checks import check_file, check_inputs, first_line
 
 _ERRORS: Final = (
@@ -48,9 +51,12 @@ _DATATYPES: Final = {
     "tensor(float16)": Datatype.FP16,
     "tensor(float)": Datatype.FP32,
     "tensor(double)": Datatype.FP64,
+    "tensor(bfloat16)": Datatype.BF16,
     "tensor(string)": Datatype.BYTES,
 }
 _PROVIDERS: Final = {"CPU": "CPUExecutionProvider"}
+_ONNX_BFLOAT16: Final = 16
+"""`TensorProto.BFLOAT16`."""
 _FATAL_ONLY: Final = 4
 """Log severity: what the library would print is raised as an error as well."""
 
@@ -106,22 +112,41 @@ class OnnxModel:
         self._session = session
         self._names = [spec.name for spec in signature.outputs]
         self._strings = [spec.name for spec in signature.inputs if spec.datatype is Datatype.BYTES]
+        self._half = {spec.name for spec in signature.inputs if spec.datatype is Datatype.BF16}
+        self._exotic = bool(self._strings) or any(
+            spec.datatype in (Datatype.BYTES, Datatype.BF16) for spec in (*signature.inputs, *signature.outputs)
+        )
+        self._calls = BoundCalls(session, signature)
 
     def run(self, inputs: Mapping[str, Tensor]) -> Tensors:
         """Compute the outputs; see `edgeserve.runtimes.base.LoadedModel.run`."""
+        outputs = self._calls.run(inputs)
+        if outputs is not None:
+            return outputs
         session = self._session
         if session is None:
             raise DeviceError("the model was closed")
         check_inputs(self.signature, inputs)
-        feed = (
-            inputs if not self._strings else {**inputs, **{name: _texts(name, inputs[name]) for name in self._strings}}
-        )
         try:
-            values = session.run(self._names, feed)
+            if self._exotic:
+                return self._run_exotic(session, inputs)
+            values = session.run(self._names, inputs)
         except ort_errors.InvalidArgument as error:
             raise InputError(f"the model does not take this input: {first_line(error)}") from error
         except (MemoryError, *_ERRORS) as error:
             raise DeviceError(f"ONNX Runtime failed: {first_line(error)}") from error
+        outputs = dict(zip(self._names, values, strict=True))
+        self._calls.learn(inputs, outputs)
+        return outputs
+
+    def _run_exotic(self, session: Any, inputs: Mapping[str, Tensor]) -> Tensors:  # noqa: ANN401
+        """Strings and bfloat16, which the library's plain arrays do not carry as ours do."""
+        feed = {name: _texts(name, array) if name in self._strings else array for name, array in inputs.items()}
+        if not self._half and not any(spec.datatype is Datatype.BF16 for spec in self.signature.outputs):
+            values = session.run(self._names, feed)
+        else:
+            given = {name: _ort_value(array, half=name in self._half) for name, array in feed.items()}
+            values = [_array(value) for value in session.run_with_ort_values(self._names, given)]
         return {
             name: value if value.dtype.kind != "O" else _bytes(value)
             for name, value in zip(self._names, values, strict=True)
@@ -130,6 +155,7 @@ class OnnxModel:
     def close(self) -> None:
         """Release the session once running calls have ended."""
         self._session = None
+        self._calls.close()
 
 
 def _provider(options: RuntimeOptions) -> str:
@@ -164,6 +190,21 @@ def _spec(value: Any, side: str, what: str) -> TensorSpec:  # noqa: ANN401
         datatype=datatype,
         shape=tuple(size if isinstance(size, int) and size >= 0 else -1 for size in value.shape),
     )
+
+
+def _ort_value(array: Tensor, *, half: bool) -> Any:  # noqa: ANN401
+    if half:
+        return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(np.ascontiguousarray(array), _ONNX_BFLOAT16)
+    return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+
+
+def _array(value: Any) -> Tensor:  # noqa: ANN401
+    if value.element_type() != _ONNX_BFLOAT16:
+        plain: Tensor = np.asarray(value.numpy())
+        return plain
+    bits = (ctypes.c_uint16 * math.prod(value.shape())).from_address(value.data_ptr())
+    array: Tensor = np.array(bits, np.uint16).reshape(value.shape())
+    return array
 
 
 def _texts(name: str, array: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -43,13 +44,16 @@ def read_contract(folder: Path) -> VariantContract:
     return decode(data, VariantContract, what=f"variant contract {path}", limit=MAX_CONFIG_BYTES)
 
 
-def load_variant(folder: Path, *, simulate: bool, threads: int = 1) -> tuple[VariantContract, LoadedModel]:
+def load_variant(
+    folder: Path, *, simulate: bool, threads: int = 1, find: Callable[[str], Runtime] = find_runtime
+) -> tuple[VariantContract, LoadedModel]:
     """Load the model of an unpacked variant with the runtime and device that its contract names.
 
     Args:
         folder: Holds `contract.json` and the variant's files.
         simulate: Run on the nearest device here when the contract's device is absent.
         threads: Threads inside one call; 0 = the runtime decides.
+        find: Gives the runtime that the contract names, or another in its place.
 
     Raises:
         InputError: Contract or model is wrong, or the model has another signature than the contract says.
@@ -57,7 +61,7 @@ def load_variant(folder: Path, *, simulate: bool, threads: int = 1) -> tuple[Var
     """
     contract = read_contract(folder)
     options = RuntimeOptions(device=contract.runtime_device, threads=threads, simulate=simulate)
-    model = find_runtime(contract.runtime).load(folder / contract.entry, options)
+    model = find(contract.runtime).load(folder / contract.entry, options)
     difference = _difference(contract.signature, model.signature)
     if difference:
         model.close()
