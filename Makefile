@@ -4,7 +4,7 @@ BIN := .venv/bin
 export EDGESERVE_MOSQUITTO ?= $(wildcard $(CURDIR)/.cache/mosquitto/mosquitto)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench bench-compile docs clean setup-demo setup-dev
+.PHONY: help demo test check bench bench-serving bench-compile docs clean setup-demo setup-dev
 
 help:            ## Show the verbs
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -22,8 +22,11 @@ check: setup-dev ## Format, lint, types, layers, generated docs
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/generate_docs.py --check
 
-bench: setup-dev ## Measure the server against the raw runtime; writes docs/results/serving.md
-	@. scripts/environment.sh && $(BIN)/python benchmarks/serving.py
+bench: setup-dev ## Measure the server against the raw runtime in about a minute
+	@$(BIN)/python benchmarks/serving/run.py --quick $(ARGS)
+
+bench-serving: setup-dev ## The same in full and against other servers, 25 minutes; writes docs/results/serving.md
+	@$(BIN)/python benchmarks/serving/run.py $(ARGS)
 
 bench-compile: setup-dev ## Measure the compiler on real models (docs/testdata.md); writes docs/results/compile.md
 	@. scripts/environment.sh && $(BIN)/python benchmarks/compile.py $(ARGS)
