@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("google.protobuf")
+
+from edgeserve.client.oip_proto import messages
+from edgeserve_agent.serving.rpc import StatusCode
+
+
+def responses(call):
+    return [messages().ModelStreamInferResponse.FromString(sent) for sent in call.sent]
+
+
+def test_each_request_of_a_stream_is_answered_once_and_in_order_whatever_it_takes(host, api):
+    host.serve("slow", slow=True)
+    names = ["slow", "m", "slow", "m", "m"]
+    call = host.answer(api.STREAM, *[api.request(name, id=str(index)) for index, name in enumerate(names)])
+    assert call.status == (StatusCode.OK, "")
+    found = [response.infer_response for response in responses(call)]
+    assert [(one.id, one.model_name) for one in found] == [(str(index), name) for index, name in enumerate(names)]
+    for one in found:
+        assert one.parameters["triton_final_response"].bool_param is True
+        assert np.frombuffer(one.raw_output_contents[0], np.float32).tolist() == [10, 10, 10]
+
+
+def test_an_error_is_an_answer_and_the_stream_goes_on(host, api):
+    damaged = api.request(id="2")
+    damaged.raw_input_contents[0] = b""
+    call = host.answer(api.STREAM, api.request("nobody", id="1"), damaged, b"\xff", api.request(id="3"))
+    assert call.status == (StatusCode.OK, "")
+    first, second, third, fourth = responses(call)
+    assert ("unknown model" in first.error_message, first.infer_response.id) == (True, "1")
+    assert ("has 0 bytes" in second.error_message, second.infer_response.id) == (True, "2")
+    assert "not a ModelInferRequest" in third.error_message
+    assert (fourth.error_message, fourth.infer_response.id) == ("", "3")
+
+
+def test_a_client_may_ask_for_a_status_instead(host, api):
+    call = host.answer(
+        api.STREAM, api.request(id="1"), api.request("nobody"), api.request(id="3"), triton_grpc_error="true"
+    )
+    assert [response.infer_response.id for response in responses(call)] == ["1"]
+    assert call.status[0] is StatusCode.NOT_FOUND
+    assert "unknown model 'nobody'" in call.status[1]
+
+
+def test_an_empty_stream_ends_well(host, api):
+    call = host.answer(api.STREAM)
+    assert (call.status, call.sent) == ((StatusCode.OK, ""), [])
+
+
+def test_a_client_that_goes_away_takes_its_requests_with_it(host, api):
+    calls = []
+    infer, host.plane.infer = host.plane.infer, lambda call: calls.append(call)
+    try:
+        rpc = api.Call(api.STREAM)
+
+        def begin():
+            receiver = host.service.begin(rpc)
+            for _ in range(3):
+                receiver(api.request().SerializeToString())
+            rpc.cancel()
+            receiver(api.request().SerializeToString())
+
+        host.call(begin)
+    finally:
+        host.plane.infer = infer
+    assert [call.cancelled for call in calls] == [True] * 3
+    assert (rpc.sent, rpc.status) == ([], None)
+
+
+def test_a_stream_may_not_have_any_number_of_requests_wait(host, api, monkeypatch):
+    monkeypatch.setattr("edgeserve_agent.serving.grpc.inference.MAX_STREAM_REQUESTS", 2)
+    host.serve("slow", slow=True)
+    call = host.answer(api.STREAM, *[api.request("slow", id=str(index)) for index in range(4)])
+    found = responses(call)
+    assert [bool(response.error_message) for response in found] == [False, False, True, True]
+    assert "2 requests of this stream wait" in found[2].error_message
+    assert [response.infer_response.id for response in found] == ["0", "1", "2", "3"]
