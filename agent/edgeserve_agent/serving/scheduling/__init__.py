@@ -1,0 +1,1 @@
+"""When and where the calls of a model run."""
