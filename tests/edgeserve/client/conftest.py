@@ -20,9 +20,9 @@ from edgeserve.contracts.variant import Precision, Selector, Tolerance, VariantC
 from edgeserve.release.build import ReleaseBuilder
 from edgeserve.release.layout import Release
 from edgeserve.runtimes.null import NullModel
-from edgeserve_agent.serving.dataplane import Identity
 from edgeserve_agent.serving.listen import Address
 from edgeserve_agent.serving.opened import Opened
+from edgeserve_agent.serving.served import Identity
 from edgeserve_agent.serving.server import ModelServer
 
 RELEASE = "sha256:" + "7" * 64
