@@ -77,15 +77,30 @@ class ServingSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """`[serving]`."""
 
     http: str = "127.0.0.1:8000"
+    """HTTP and gRPC."""
+    grpc: str = ""
+    """A port for gRPC alone; empty = none."""
+    uds: str = ""
+    """Path of a Unix socket that speaks HTTP and gRPC; empty = none."""
+    local: str = ""
+    """Path of a Unix socket for `edgeserve.client.local`; empty = none."""
+    allow_shm: bool = False
+    """Clients on this machine may register shared memory by name."""
     threads: int = 1
     insecure_dev: bool = False
     """Allow addresses other than loopback without TLS and token; every report shows it."""
 
     def __post_init__(self) -> None:
         _between("threads", self.threads, 0, 1024)
-        host, colon, port = self.http.rpartition(":")
-        if not colon or not host or not port.isdecimal() or int(port) > 65535:
-            raise InputError(f"http {self.http[:80]!r} of the server is not HOST:PORT", hint="such as 127.0.0.1:8000")
+        for name, text in (("http", self.http), ("grpc", self.grpc)):
+            host, colon, port = text.rpartition(":")
+            if text and (not colon or not host or not port.isdecimal() or int(port) > 65535):
+                raise InputError(f"{name} {text[:80]!r} of the server is not HOST:PORT", hint="such as 127.0.0.1:8000")
+        if not self.http:
+            raise InputError("http of the server is empty", hint="such as 127.0.0.1:8000")
+        for name, path in (("uds", self.uds), ("local", self.local)):
+            if len(os.fsencode(path)) >= _MAX_SOCKET_PATH:
+                raise InputError(f"{name} of the server has {len(os.fsencode(path))} bytes, at most {_MAX_SOCKET_PATH}")
 
 
 class LimitsSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

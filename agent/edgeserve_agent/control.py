@@ -31,6 +31,8 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     release: str
     variant: str
     folder: str
+    counter: int = 0
+    """Of the release; 0 = not known."""
 
 
 class Activate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -47,6 +49,23 @@ class Unload(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     release: str
 
 
+class Configure(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Take up what `models/NAME.toml` says now: what is loaded of the model is loaded anew and then replaced.
+
+    When that fails, all goes on as it was.
+    """
+
+    model: str
+
+
+class SetLabel(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Let a label stand for a loaded release, or, with an empty one, for nothing; kept over restarts."""
+
+    model: str
+    label: str
+    release: str = ""
+
+
 class ReadStats(msgspec.Struct, frozen=True, tag=True):
     """Ask for the counters."""
 
@@ -55,7 +74,7 @@ class Stop(msgspec.Struct, frozen=True, tag=True):
     """Stop listening, finish what is in flight, exit."""
 
 
-Command = Status | Load | Activate | Unload | ReadStats | Stop
+Command = Status | Load | Activate | Unload | Configure | SetLabel | ReadStats | Stop
 
 
 class ServedRelease(msgspec.Struct, frozen=True, kw_only=True):

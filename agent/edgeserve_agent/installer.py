@@ -223,9 +223,7 @@ class Installer:
 
     def _load(self, slot: Slot, model: str, folder: Path, stop: threading.Event) -> None:
         """Load a variant beside what answers. A serving process that dies of it twice has said enough."""
-        command = control.Load(
-            model=model, version=slot.version, release=slot.release, variant=slot.variant, folder=str(folder)
-        )
+        command = _load_command(model, slot, folder)
         for attempt in (1, 2):
             self._wait_for_serving(stop)
             try:
@@ -278,10 +276,7 @@ class Installer:
         try:
             if before.active is not None:
                 slot = before.active
-                command = control.Load(
-                    model=model, version=slot.version, release=slot.release, variant=slot.variant,
-                    folder=str(slot.folder(self._state_dir)),
-                )  # fmt: skip
+                command = _load_command(model, slot, slot.folder(self._state_dir))
                 self._call(command, control.Done, timeout_s=_REVERT_LOAD_S)
                 self._call(control.Activate(model=model, release=slot.release), control.Done)
             else:
@@ -317,7 +312,18 @@ class _LoadError(DeviceError):
 
 def _slot(entry: Entry, variant: str) -> Slot:
     target = entry.record.target
-    return Slot(release=target.release, version=target.version, variant=variant)
+    return Slot(release=target.release, version=target.version, variant=variant, counter=target.counter)
+
+
+def _load_command(model: str, slot: Slot, folder: Path) -> control.Load:
+    return control.Load(
+        model=model,
+        version=slot.version,
+        release=slot.release,
+        variant=slot.variant,
+        folder=str(folder),
+        counter=slot.counter,
+    )
 
 
 def _failure(effect: Effect, error: EdgeServeError) -> Event:

@@ -26,6 +26,8 @@ class Slot(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     variant: str
     """Manifest digest; the files lie in `variants/<hex of it>/` of the state directory, with `contract.json`."""
+    counter: int = 0
+    """Of the release; 0 = not known: slots that an older agent wrote."""
 
     def __post_init__(self) -> None:
         digest(self.release)

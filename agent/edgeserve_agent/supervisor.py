@@ -198,7 +198,11 @@ class Supervisor:
 
 def _serving_command(config: AgentConfig) -> tuple[str, ...]:
     command = [sys.executable, "-m", *_mark(config)]
-    command += ["--http", config.serving.http, "--threads", str(config.serving.threads)]
+    serving = config.serving
+    command += ["--http", serving.http, "--threads", str(serving.threads)]
+    for option, value in (("--grpc", serving.grpc), ("--uds", serving.uds), ("--local", serving.local)):
+        command += [option, value] if value else []
+    command += ["--allow-shm"] if serving.allow_shm else []
     command += ["--simulate"] if config.device.simulate else []
     command += ["--insecure-dev"] if config.serving.insecure_dev else []
     return tuple(command)

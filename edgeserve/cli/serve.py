@@ -1,4 +1,4 @@
-"""`edgeserve serve`: one model over the Open Inference Protocol, without a fleet."""
+"""`edgeserve serve`: a model, or a folder of models, over the Open Inference Protocol, without a fleet."""
 
 from __future__ import annotations
 
@@ -15,35 +15,80 @@ import typer
 from edgeserve.cli.output import print_json
 
 if TYPE_CHECKING:
-    from edgeserve_agent.serving.listen import Address
-    from edgeserve_agent.serving.standalone import Standalone
+    from edgeserve_agent.serving.listen import Listening
+    from edgeserve_agent.serving.served import ServedRelease
+    from edgeserve_agent.serving.startup import ServePlan
 
 
 def command(
     model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="Model file (.onnx, .xml), or release: a directory or .tar.")
+        Path,
+        typer.Argument(
+            metavar="MODEL",
+            help="Model file (.onnx, .xml, .tflite), release (a directory or .tar), or a folder of models: "
+            "NAME/VERSION/model.onnx.",
+        ),
     ],
     name: Annotated[str, typer.Option("--name", help="Serve it under this name.", show_default=False)] = "",
     http: Annotated[str, typer.Option("--http", metavar="HOST:PORT", help="Port 0 takes any.")] = "127.0.0.1:8000",
+    grpc: Annotated[
+        str, typer.Option("--grpc", metavar="HOST:PORT", help="A port for gRPC alone; --http speaks it, too.")
+    ] = "",
+    uds: Annotated[
+        Path | None, typer.Option("--uds", metavar="PATH", help="Unix socket that speaks HTTP and gRPC.")
+    ] = None,
+    local: Annotated[
+        Path | None, typer.Option("--local", metavar="PATH", help="Unix socket for edgeserve.client.local (zero-copy).")
+    ] = None,
+    allow_shm: Annotated[
+        bool, typer.Option("--allow-shm", help="Let clients on this machine register shared memory by name.")
+    ] = False,
     threads: Annotated[int, typer.Option("--threads", min=0, help="Inside one call; 0 = all cores.")] = 1,
     insecure_dev: Annotated[
         bool, typer.Option("--insecure-dev", help="Allow other addresses than loopback, with neither TLS nor tokens.")
     ] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", metavar="FILE", help="How the one model is served: .toml, .json or .pbtxt."),
+    ] = None,
+    model_control: Annotated[
+        str, typer.Option("--model-control", metavar="all|explicit", help="Load all models at start, or those named.")
+    ] = "all",
+    load_model: Annotated[
+        list[str] | None,
+        typer.Option("--load-model", metavar="NAME", help="Model to load at start; may be given several times."),
+    ] = None,
+    poll_seconds: Annotated[
+        float, typer.Option("--poll-seconds", min=0, help="Look for changed models this often; 0 = never.")
+    ] = 0.0,
+    state_dir: Annotated[
+        Path | None, typer.Option("--state-dir", metavar="DIR", help="Keep version labels here over restarts.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the address as JSON, not a text.")] = False,
 ) -> None:
-    """Serve one model or release over HTTP until Ctrl-C."""
+    """Serve a model, a release or a folder of models over HTTP until Ctrl-C."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
-    from edgeserve_agent.serving.listen import listen_address
+    from edgeserve_agent.serving.listen import Listening
+    from edgeserve_agent.serving.model_source import OpenOptions
     from edgeserve_agent.serving.server import run
-    from edgeserve_agent.serving.standalone import open_standalone
+    from edgeserve_agent.serving.startup import model_control_of, serve_plan
 
-    address = listen_address(http, insecure_dev=insecure_dev)
+    listening = Listening.of(http=http, grpc=grpc, uds=uds, local=local, insecure_dev=insecure_dev)
     with tempfile.TemporaryDirectory(prefix="edgeserve-") as scratch:
-        opened = open_standalone(model, name=name, threads=threads, scratch=Path(scratch, "variant"))
+        plan = serve_plan(
+            model,
+            name=name,
+            options=OpenOptions(threads=threads, scratch=Path(scratch)),
+            config=config,
+            control=model_control_of(model_control),
+            load=tuple(load_model or ()),
+            poll_s=poll_seconds,
+            state_dir=state_dir,
+        )
         run(
             lambda loop, stop: _serve(
-                loop, stop, opened, address, threads=threads, insecure_dev=insecure_dev, as_json=as_json
+                loop, stop, plan, listening, insecure_dev=insecure_dev, allow_shm=allow_shm, as_json=as_json
             )
         )
 
@@ -51,34 +96,47 @@ def command(
 async def _serve(
     loop: asyncio.AbstractEventLoop,
     stop: asyncio.Event,
-    opened: Standalone,
-    address: Address,
+    plan: ServePlan,
+    listening: Listening,
     *,
-    threads: int,
     insecure_dev: bool,
+    allow_shm: bool,
     as_json: bool,
 ) -> None:
     from edgeserve_agent.serving.server import ModelServer
 
-    identity = opened.identity
-    server = ModelServer(loop, threads=threads, insecure=insecure_dev)
-    server.plane.expect(identity.model)
-    url = await server.listen(address)
+    server = ModelServer(loop, threads=plan.options.threads, insecure=insecure_dev, allow_shm=allow_shm)
+    repository = server.repository = plan.repository(server.plane)
     try:
-        await server.plane.load(identity, lambda: opened.opened)
-        server.plane.activate(identity.model, identity.release)
+        addresses = await server.listen_on(listening)
+        url = addresses["http"]
+        await plan.start(repository, stop)
+        active = [served for served, is_active in server.plane.releases() if is_active]
         if as_json:
-            print_json({"http": url, "model": identity.model, "version": identity.version, "release": identity.release})
-        else:
+            print_json(_described(addresses, active, single=plan.is_single))
+        elif plan.is_single and active:
+            identity = active[0].identity
             typer.echo(f"serving {identity.model} {identity.version} at {url}; Ctrl-C ends it. Try:\n")
-            typer.echo(_example(url, opened))
+            typer.echo(_example(url, active[0]))
+        else:
+            names = ", ".join(f"{served.identity.model} {served.identity.version}" for served in active)
+            typer.echo(f"serving {names or 'no model yet'} at {url}; Ctrl-C ends it")
         sys.stdout.flush()
         await stop.wait()
     finally:
+        await repository.close()
         await server.close()
 
 
-def _example(url: str, opened: Standalone) -> str:
+def _described(addresses: dict[str, str], active: list[ServedRelease], *, single: bool) -> dict[str, object]:
+    models = [
+        {"model": one.identity.model, "version": one.identity.version, "release": one.identity.release}
+        for one in active
+    ]
+    return {**addresses, **models[0]} if single and models else {**addresses, "models": models}
+
+
+def _example(url: str, served: ServedRelease) -> str:
     """A curl command that the server answers with 200; inputs that are too long to print are described instead."""
     import msgspec
 
@@ -87,20 +145,20 @@ def _example(url: str, opened: Standalone) -> str:
     from edgeserve.contracts.tensors import Datatype
     from edgeserve_agent.serving.opened import zeros
 
-    model_url = f"{url}/v2/models/{opened.identity.model}"
-    task = opened.opened.task
+    model_url = f"{url}/v2/models/{served.identity.model}"
+    task = served.opened.task
     if task is not None and task.inputs:
         name = "FILE.jpg" if any(isinstance(entry, ImageInput) for entry in task.inputs) else "FILE.wav"
         return (
             f"  curl {model_url}/infer -H 'Content-Type: {CONTENT_TYPES[name[4:]]}' --data-binary @{name}\n"
-            f"  edgeserve infer {url} {opened.identity.model} --input {name}"
+            f"  edgeserve infer {url} {served.identity.model} --input {name}"
         )
-    signature = opened.opened.model.signature
+    signature = served.opened.model.signature
     inputs = zeros(signature)
     if sum(array.size for array in inputs.values()) > 4096 or any(
         spec.datatype is Datatype.FP16 for spec in (*signature.inputs, *signature.outputs)
     ):
-        return f"  curl {model_url}\n  edgeserve infer {url} {opened.identity.model} --input INPUTS.npz"
+        return f"  curl {model_url}\n  edgeserve infer {url} {served.identity.model} --input INPUTS.npz"
     document = {
         "inputs": [
             {

@@ -111,6 +111,8 @@ MALLOC_MMAP_BYTES: Final = 32 * MIB
 """Blocks below it come from memory that malloc keeps; the most that glibc allows."""
 MALLOC_KEPT_BYTES: Final = 32 * MIB
 """Free memory at the top of the heap above which it goes back to the system: that of a few pictures in flight."""
+MAX_KEPT_COUNTERS: Final = 1024
+"""Releases whose counters are kept, those of unloaded ones among them: each has a few hundred bytes."""
 COMPRESS_FROM_BYTES: Final = 1400
 """A shorter answer fits one packet as it is."""
 CODEC_THREAD_BYTES: Final = 64 * KIB
@@ -191,11 +193,11 @@ TUNE_BATCH_ROWS: Final = 64
 TUNE_DELAYS_US: Final = (200, 1000, 5000)
 """Times that `tune` lets requests wait for others: from a few hand-overs between threads to a whole small model."""
 TUNE_WINDOW_S: Final = (0.05, 1.0)
-"""Shortest and longest window of load: fewer milliseconds measure the scheduler of the system, more do not tell more."""
+"""Shortest and longest window of load: less measures the scheduler of the system, more does not tell more."""
 TUNE_WINDOWS: Final = 300
-"""Windows that fit the time `tune` is given: about 15 configurations at three loads, six rounds of those that matter."""
+"""Windows that fit the time `tune` is given: 15 configurations at three loads, six rounds of those that matter."""
 TUNE_LEAST_REQUESTS: Final = 10
-"""A window goes on until each client has had one answer and there are as many: of fewer no percentile can be told."""
+"""A window goes on until there are as many answers, and one for each client: of fewer no percentile can be told."""
 TUNE_STRETCH: Final = 20
 """... but not longer than this many windows: slower models are beyond any latency bound that was asked for."""
 TUNE_LOAD_S: Final = 180.0

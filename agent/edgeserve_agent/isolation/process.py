@@ -41,6 +41,8 @@ class WorkerProcess:
         self._answer = answer
         self._kill_lock = threading.Lock()
         self._gone = False
+        self._condemned = False
+        """It is about to be killed and takes no further call."""
         self._free: queue.SimpleQueue[Lane | None] = queue.SimpleQueue()
         """Lanes that nobody uses; `None` once it has ended, for all who wait."""
 
@@ -105,14 +107,17 @@ class WorkerProcess:
             lane = self._free.get(timeout=timeout_s)
         except queue.Empty:
             return None
-        if lane is None:
-            self._free.put(None)
+        if lane is None or self._condemned:
+            self._free.put(lane)
+            return None
         return lane
 
     def release(self, lane: Lane) -> None:
         """Give a lane back."""
         if not lane.in_step:
-            self.kill()  # the answer of a call that was given up may still come, and must not be taken for another's
+            # The answer of a call that was given up may still come, and must not be taken for another's.
+            self._condemned = True
+            self.kill()
         self._free.put(lane)
         if self.ended.is_set():
             self._drain()

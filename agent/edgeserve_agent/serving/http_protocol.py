@@ -8,13 +8,21 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, cast
 
 from edgeserve_agent.serving.http_reader import RequestReader
-from edgeserve_agent.serving.messages import Request, Response, busy_response, error_response
+from edgeserve_agent.serving.messages import (
+    Answer,
+    RenderedResponse,
+    Request,
+    Response,
+    busy_response,
+    error_response,
+)
 
 if TYPE_CHECKING:
     from edgeserve_agent.serving.http_server import HttpServer
 
 _JOIN_BYTES: Final = 32 * 1024
 """Responses below this are copied into one write; a copy is cheaper than a second buffer."""
+_HTTP2: Final = b"PRI * HTTP/2.0\r\n"
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -29,6 +37,8 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._answering: Request | None = None
         self._advancing = False
+        self._first: bytes | None = b""
+        """What came so far, as long as it may be the beginning of HTTP/2."""
         self._reading_paused = False
         self._half_closed = False
         self._idle_until = 0.0
@@ -59,8 +69,34 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take in the bytes that arrived."""
+        if self._first is not None and self._is_http2(nbytes):
+            return
         self._reader.take(nbytes)
         self._advance()
+
+    def _is_http2(self, nbytes: int) -> bool:
+        """Whether the connection is one of HTTP/2, which was handed over; its preface may come in pieces."""
+        first = cast("bytes", self._first)
+        memory = self._server.read_memory
+        if memory[0] != _HTTP2[len(first)] or self._server.http2 is None or self._reader.ended:
+            self._first = None
+            return False
+        first += bytes(memory[:nbytes])
+        if first.startswith(_HTTP2):
+            self._hand_over(first)
+            return True
+        # Until it is told apart the reader has it, too: it takes the time, and what is not HTTP/2 is HTTP/1.1.
+        self._first = first if _HTTP2.startswith(first) else None
+        return False
+
+    def _hand_over(self, first: bytes) -> None:
+        """Leave the connection to HTTP/2."""
+        transport, self._transport = self._transport, None
+        self._reader.close()
+        self._server.forget(self)
+        assert transport is not None
+        assert self._server.http2 is not None
+        self._server.http2(transport, first)
 
     def eof_received(self) -> bool:
         """Answer what was read whole before the client ended its side, then close."""
@@ -100,7 +136,8 @@ class HttpConnection(asyncio.BufferedProtocol):
                 self._write(item, connection=b"close")
                 self._linger()
         self._advancing = False
-        self._pace_reading()
+        if waiting or self._reading_paused:
+            self._pace_reading()
         if self._answering is None and not waiting:
             if self._reader.wants_continue:
                 self._reader.wants_continue = False
@@ -108,7 +145,7 @@ class HttpConnection(asyncio.BufferedProtocol):
             if self._half_closed and self._lingering_until is None:
                 self._transport.close()
 
-    def _reply(self, request: Request, response: Response) -> None:
+    def _reply(self, request: Request, response: Answer) -> None:
         if self._answering is not request:
             return
         self._answering = None
@@ -116,8 +153,9 @@ class HttpConnection(asyncio.BufferedProtocol):
             self._server.release_body(request.held_bytes)
         if self._transport is None:
             return
-        under_way = self._waiting or self._reader.in_message
-        last = not request.keep_alive or (self._server.draining and not under_way)
+        last = not request.keep_alive
+        if self._server.draining and not last:
+            last = not (self._waiting or self._reader.in_message)
         connection = b"close" if last else b"keep-alive" if b"connection" in request.headers else b""
         self._write(response, connection=connection, head_only=request.method == "HEAD")
         if last:
@@ -125,17 +163,25 @@ class HttpConnection(asyncio.BufferedProtocol):
             self._transport.close()
             return
         self._idle_until = self._server.time() + self._limits.idle_s
-        self._advance()
+        if not self._advancing:
+            self._advance()
 
-    def _write(self, response: Response, *, connection: bytes, head_only: bool = False) -> None:
+    def _write(self, response: Answer, *, connection: bytes, head_only: bool = False) -> None:
         assert self._transport is not None
-        head = response.head(connection=connection)
-        if head_only:
-            self._transport.write(head)
-        elif response.length <= _JOIN_BYTES:
-            self._transport.write(b"".join((head, *response.chunks)))
+        chunks = response.chunks
+        if type(response) is RenderedResponse:
+            head = response.prefix
+            if connection:
+                head = head.replace(b"\r\n\r\n", b"\r\nConnection: %s\r\n\r\n" % connection, 1)
         else:
-            self._transport.writelines((head, *response.chunks))
+            assert isinstance(response, Response)
+            head = response.head(connection=connection)
+        if head_only or not chunks:
+            self._transport.write(head)
+        elif sum(map(len, chunks)) <= _JOIN_BYTES:
+            self._transport.write(b"".join((head, *chunks)))
+        else:
+            self._transport.writelines((head, *chunks))
 
     def _linger(self) -> None:
         """Throw input away for a while: closing on unread input would reset the connection and lose the response."""

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections import deque
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import httptools
 import numpy as np
 
+from edgeserve.contracts.limits import MAX_KNOWN_HEAD_BYTES, MAX_KNOWN_HEADS
 from edgeserve_agent.serving.messages import Request, Response, busy_response, error_response
 
 if TYPE_CHECKING:
@@ -20,6 +21,16 @@ if TYPE_CHECKING:
 
 _ALIGNMENT: Final = 64
 _BINARY_HEAD: Final = b"inference-header-content-length"
+
+
+class KnownHead(NamedTuple):
+    """What llhttp made of a head, to be used again when the same bytes come."""
+
+    method: str
+    target: bytes
+    headers: dict[bytes, bytes]
+    length: int
+    """Bytes of the body."""
 
 
 class RefusedError(Exception):
@@ -78,8 +89,57 @@ class RequestReader:
             self._filled += count
             if self._filled == len(self._large):
                 self._end_message(self._large)
-        elif not self.ended:
+        elif self.ended:
+            return
+        elif self.in_message:
             self._feed(self._server.read_buffer[:count])
+        elif not self._take_known(count):
+            waiting = len(self.arrived)
+            self._feed(self._server.read_buffer[:count])
+            if len(self.arrived) == waiting + 1 or self._large is not None:
+                self._remember(count)
+
+    def _take_known(self, count: int) -> bool:
+        """Take one whole request, or the beginning of a long one, whose head was parsed before; False = it is not.
+
+        A client sends its head over and over, to the letter; what llhttp made of it then holds now.
+        """
+        memory = self._server.read_memory
+        end = memory.find(b"\r\n\r\n", 0, count) + 4
+        known = self._server.known_heads.get(bytes(memory[:end])) if 4 < end <= MAX_KNOWN_HEAD_BYTES else None
+        if known is None:
+            return False
+        if count == end + known.length:
+            self.arrived.append(Request(known.method, known.target, known.headers, bytes(memory[end:count])))
+            return True
+        if count > end + known.length or known.length <= len(memory):
+            return False
+        self.on_message_begin()
+        self._in_head, self._keep_alive, self._length = False, True, known.length
+        self._method, self._target, self._headers = known.method, known.target, known.headers
+        try:
+            self._hold(known.length)
+        except RefusedError as refused:
+            self.refuse(refused.response)
+            return True
+        self._fragments = [bytes(memory[end:count])]
+        self._read_straight(known.length)
+        return True
+
+    def _remember(self, count: int) -> None:
+        """Keep the head of the one message that began with the last `count` bytes and ended there, or goes on."""
+        memory, headers = self._server.read_memory, self._headers
+        end = memory.find(b"\r\n\r\n", 0, count) + 4
+        length = self._length or 0
+        # Bytes behind the head must be all the body that came: so this is where llhttp saw its end, too.
+        body = length if self._large is None else self._filled
+        special = b"transfer-encoding" in headers or b"expect" in headers or not self._keep_alive or self.ended
+        if not 4 < end <= MAX_KNOWN_HEAD_BYTES or count - end != body or special or not 0x41 <= memory[0] <= 0x5A:
+            return
+        known = self._server.known_heads
+        if len(known) >= MAX_KNOWN_HEADS:
+            known.clear()
+        known[bytes(memory[:end])] = KnownHead(self._method, self._target, headers, length)
 
     def refuse(self, response: Response) -> None:
         """Let `response` stand for the request being read, and read no more."""
@@ -128,6 +188,9 @@ class RequestReader:
         self._in_head = False
         self._method = parser.get_method().decode()
         self._keep_alive = parser.should_keep_alive()
+        if b"transfer-encoding" in headers and headers[b"transfer-encoding"].lower() != b"chunked":
+            message = "the only Transfer-Encoding that is known is chunked"
+            raise RefusedError(error_response(HTTPStatus.NOT_IMPLEMENTED, message))
         declared = headers.get(b"content-length")
         if declared is not None:
             self._length = int(declared)

@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
+from pathlib import Path
 from typing import Final
 
 from edgeserve.contracts import limits
 from edgeserve.contracts.errors import DeviceError
 from edgeserve_agent.serving.http_protocol import HttpConnection
+from edgeserve_agent.serving.http_reader import KnownHead
 from edgeserve_agent.serving.messages import Handler, Reply, Request, error_response
+from edgeserve_agent.serving.unix_socket import listen_unix
 
 _LOG: Final = logging.getLogger(__name__)
 _BACKLOG: Final = 512
@@ -34,18 +38,33 @@ class HttpLimits:
     connections: int = limits.MAX_CONNECTIONS
 
 
-class HttpServer:
-    """One listening address; every request goes to `handler`."""
+Http2 = Callable[[asyncio.Transport, bytes], None]
+"""Takes over a connection whose first bytes are those of HTTP/2."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, handler: Handler, *, limits: HttpLimits | None = None) -> None:
+
+class HttpServer:
+    """Listening addresses; every request goes to `handler`, connections of HTTP/2 to `http2`, if there is one."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        handler: Handler,
+        *,
+        limits: HttpLimits | None = None,
+        http2: Http2 | None = None,
+    ) -> None:
         self.limits = limits or HttpLimits()
         self.time = loop.time
         self.draining = False
         # A read is always taken in before the next one begins, so all connections can share one buffer.
-        self.read_buffer = memoryview(bytearray(self.limits.read_buffer_bytes))
+        self.read_memory = bytearray(self.limits.read_buffer_bytes)
+        self.read_buffer = memoryview(self.read_memory)
+        self.known_heads: dict[bytes, KnownHead] = {}
         self._loop = loop
         self._handler = handler
-        self._server: asyncio.Server | None = None
+        self.http2 = http2
+        self._servers: list[asyncio.AbstractServer] = []
+        self._paths: list[Path] = []
         self._connections: set[HttpConnection] = set()
         self._admitted: set[HttpConnection] = set()
         self._held = 0
@@ -62,7 +81,7 @@ class HttpServer:
             DeviceError: The port is in use or the address is not this machine's.
         """
         try:
-            self._server = await self._loop.create_server(lambda: HttpConnection(self), host, port, backlog=_BACKLOG)
+            server = await self._loop.create_server(lambda: HttpConnection(self), host, port, backlog=_BACKLOG)
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise DeviceError(
@@ -71,14 +90,28 @@ class HttpServer:
             if error.errno == errno.EACCES:
                 raise DeviceError(f"port {port} needs root", hint="choose one above 1023") from error
             raise DeviceError(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
-        bound: int = self._server.sockets[0].getsockname()[1]
+        self._servers.append(server)
+        bound: int = server.sockets[0].getsockname()[1]
         return bound
+
+    async def listen_unix(self, path: Path) -> None:
+        """Listen on a path that only this user may open.
+
+        Raises:
+            InputError: There is something else at `path`.
+            DeviceError: Another server listens there, or the socket cannot be made.
+        """
+        listener = listen_unix(path, backlog=_BACKLOG)
+        self._servers.append(await self._loop.create_unix_server(lambda: HttpConnection(self), sock=listener))
+        self._paths.append(path)
 
     async def close(self, drain_s: float) -> None:
         """Stop listening, let requests in flight finish for up to `drain_s` seconds, then cut the rest off."""
         self.draining = True
-        if self._server is not None:
-            self._server.close()
+        for server in self._servers:
+            server.close()
+        for path in self._paths:
+            path.unlink(missing_ok=True)
         for connection in list(self._connections):
             connection.drain()
         try:

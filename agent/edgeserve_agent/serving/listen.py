@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from edgeserve.contracts.errors import InputError
@@ -19,9 +20,13 @@ class Address:
     host: str
     port: int
 
+    def authority(self, port: int) -> str:
+        """`HOST:PORT` once `port` is known."""
+        return f"[{self.host}]:{port}" if ":" in self.host else f"{self.host}:{port}"
+
     def url(self, port: int) -> str:
         """The URL of the server once `port` is known."""
-        return f"http://[{self.host}]:{port}" if ":" in self.host else f"http://{self.host}:{port}"
+        return f"http://{self.authority(port)}"
 
 
 def listen_address(text: str, *, insecure_dev: bool) -> Address:
@@ -55,3 +60,38 @@ def _resolved(host: str) -> str:
     # Of several addresses IPv4 is taken: `localhost` means 127.0.0.1 to most clients.
     first = min(found, key=lambda entry: entry[0] is not socket.AF_INET)
     return str(first[4][0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listening:
+    """Everywhere that a server was told to listen."""
+
+    http: Address
+    grpc: Address | None = None
+    """For gRPC alone; `http` speaks it, too."""
+    uds: Path | None = None
+    """Unix socket that speaks HTTP and gRPC."""
+    local: Path | None = None
+    """Unix socket for `edgeserve.client.local`."""
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        http: str,
+        grpc: str = "",
+        uds: str | Path | None = None,
+        local: str | Path | None = None,
+        insecure_dev: bool = False,
+    ) -> Listening:
+        """Read the addresses; what is empty is not listened on.
+
+        Raises:
+            InputError: As `listen_address`.
+        """
+        return cls(
+            http=listen_address(http, insecure_dev=insecure_dev),
+            grpc=listen_address(grpc, insecure_dev=insecure_dev) if grpc else None,
+            uds=Path(uds) if uds else None,
+            local=Path(local) if local else None,
+        )

@@ -15,7 +15,9 @@ from edgeserve.contracts.errors import (
     EdgeServeError,
     InputError,
     NotFoundError,
+    TooLargeError,
     TransientError,
+    UnsupportedError,
 )
 
 JSON: Final = b"application/json"
@@ -25,6 +27,8 @@ OCTETS: Final = b"application/octet-stream"
 _ERRORS: Final[tuple[tuple[type[EdgeServeError], int], ...]] = (
     (NotFoundError, HTTPStatus.NOT_FOUND),
     (ConflictError, HTTPStatus.CONFLICT),
+    (UnsupportedError, HTTPStatus.NOT_IMPLEMENTED),
+    (TooLargeError, HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
     (InputError, HTTPStatus.BAD_REQUEST),
     (TransientError, HTTPStatus.SERVICE_UNAVAILABLE),
     (DeviceError, HTTPStatus.INTERNAL_SERVER_ERROR),
@@ -35,7 +39,7 @@ _STATUS_LINES: Final = {
 }
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
 class Request:
     """One whole request."""
 
@@ -44,7 +48,7 @@ class Request:
     headers: dict[bytes, bytes]
     """Names in lower case; of a repeated header the last."""
     body: bytes | memoryview
-    keep_alive: bool
+    keep_alive: bool = True
     held_bytes: int = 0
     """Bytes of the body that count against `MAX_BODY_BYTES_IN_FLIGHT`."""
 
@@ -72,7 +76,31 @@ class Response:
         )  # fmt: skip
 
 
-Reply = Callable[[Response], None]
+@dataclass(frozen=True, slots=True)
+class RenderedResponse:
+    """An answer whose head was written before: status line, headers and the beginning of the body."""
+
+    prefix: bytes
+    chunks: Sequence[bytes | memoryview]
+    """The rest of the body."""
+
+    def opened(self) -> Response:
+        """The same as a response with its parts apart."""
+        head, _, first = self.prefix.partition(b"\r\n\r\n")
+        lines = head.split(b"\r\n")
+        fields = [(line, *line.split(b": ", 1)) for line in lines[1:]]
+        content_type = next(value for _, name, value in fields if name == b"Content-Type")
+        rest = [line for line, name, _ in fields if name not in (b"Content-Type", b"Content-Length")]
+        return Response(
+            status=int(lines[0].split(b" ")[1]),
+            content_type=content_type,
+            chunks=[first, *self.chunks],
+            headers=b"".join(line + b"\r\n" for line in rest),
+        )
+
+
+Answer = Response | RenderedResponse
+Reply = Callable[[Answer], None]
 Handler = Callable[[Request, Reply], None]
 """Answers a request by calling the reply once, at once or later, on the event loop."""
 

@@ -10,7 +10,6 @@ import os
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -23,20 +22,22 @@ from edgeserve_agent.control import (
     SOCKET,
     Activate,
     Command,
+    Configure,
     Done,
     Load,
     ReadStats,
     ServedRelease,
     ServingStats,
     ServingStatus,
+    SetLabel,
     Status,
     Stop,
     Unload,
 )
 from edgeserve_agent.serving.control_server import Answer, ControlServer
-from edgeserve_agent.serving.dataplane import Identity
-from edgeserve_agent.serving.listen import Address
-from edgeserve_agent.serving.opened import open_variant
+from edgeserve_agent.serving.fleet_models import FleetModels
+from edgeserve_agent.serving.listen import Listening
+from edgeserve_agent.serving.served import Identity
 from edgeserve_agent.serving.server import ModelServer
 
 _LOG: Final = logging.getLogger(__name__)
@@ -48,6 +49,9 @@ class Addresses(msgspec.Struct, frozen=True, kw_only=True):
     """`addresses.json`: where the process of this life listens. A process that ends in order removes it."""
 
     http: str
+    grpc: str = ""
+    uds: str = ""
+    local: str = ""
     pid: int
     started: str
 
@@ -57,7 +61,8 @@ class ServingConfig:
     """What the command line said."""
 
     state_dir: Path
-    address: Address
+    listening: Listening
+    allow_shm: bool = False
     simulate: bool = False
     insecure_dev: bool = False
     threads: int = 1
@@ -71,8 +76,11 @@ class ServingProcess:
         self._config = config
         self._stop = stop
         self._started = secrets.token_hex(8)
-        self._server = ModelServer(loop, threads=config.threads, insecure=config.insecure_dev)
+        self._server = ModelServer(
+            loop, threads=config.threads, insecure=config.insecure_dev, allow_shm=config.allow_shm
+        )
         self._plane = self._server.plane
+        self._models = FleetModels(self._plane, config.state_dir, simulate=config.simulate, threads=config.threads)
         self._url = ""
 
     async def run(self) -> None:
@@ -90,9 +98,10 @@ class ServingProcess:
             control = ControlServer(config.state_dir / SOCKET, self._execute)
             addresses = config.state_dir / ADDRESSES
             try:
-                self._url = await self._server.listen(config.address)
+                found = await self._server.listen_on(config.listening)
+                self._url = found["http"]
                 await control.start()
-                listening = Addresses(http=self._url, pid=os.getpid(), started=self._started)
+                listening = Addresses(**found, pid=os.getpid(), started=self._started)
                 atomic.write_bytes(addresses, msgspec.json.encode(listening))
                 _LOG.info("listening on %s", self._url)
                 starting = asyncio.gather(*(self._start(model) for model in wanted.models))
@@ -112,9 +121,14 @@ class ServingProcess:
             if slot is None or self._plane.is_active(model.model):
                 continue
             try:
-                await self._load(
-                    model.model, slot.version, slot.release, slot.variant, slot.folder(self._config.state_dir)
+                identity = Identity(
+                    model=model.model,
+                    version=slot.version,
+                    release=slot.release,
+                    variant=slot.variant,
+                    counter=slot.counter,
                 )
+                await self._models.load(identity, slot.folder(self._config.state_dir))
                 if not self._plane.is_active(model.model):
                     self._plane.activate(model.model, slot.release)
                 return
@@ -124,23 +138,27 @@ class ServingProcess:
         if model.active is not None:
             self._plane.give_up(model.model, "; ".join(reasons))
 
-    async def _load(self, model: str, version: str, release: str, variant: str, folder: Path) -> None:
-        identity = Identity(model=model, version=version, release=release, variant=variant)
-        config = self._config
-        await self._plane.load(
-            identity, partial(open_variant, folder, simulate=config.simulate, threads=config.threads)
-        )
-
     async def _execute(self, command: Command) -> Answer:
         match command:
             case Status():
                 return self._status()
-            case Load(model=model, version=version, release=release, variant=variant, folder=folder):
-                await self._load(model, version, release, variant, Path(folder))
+            case Load():
+                identity = Identity(
+                    model=command.model,
+                    version=command.version,
+                    release=command.release,
+                    variant=command.variant,
+                    counter=command.counter,
+                )
+                await self._models.load(identity, Path(command.folder))
             case Activate(model=model, release=release):
                 self._plane.activate(model, release)
             case Unload(model=model, release=release):
-                self._plane.unload(model, release)
+                self._models.unload(model, release)
+            case Configure(model=model):
+                await self._models.configure(model)
+            case SetLabel(model=model, label=label, release=release):
+                self._models.set_label(model, label, release)
             case ReadStats():
                 releases = tuple(one.stats() for one in self._plane.counters())
                 return ServingStats(started=self._started, releases=releases)

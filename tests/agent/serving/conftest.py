@@ -18,10 +18,11 @@ from edgeserve.contracts.task import Task
 from edgeserve.contracts.tensors import Datatype, Signature, TensorSpec
 from edgeserve.runtimes.base import Tensor, Tensors
 from edgeserve.runtimes.checks import check_inputs
-from edgeserve_agent.serving.dataplane import DataPlane, Identity
+from edgeserve_agent.serving.dataplane import DataPlane
 from edgeserve_agent.serving.http_server import HttpLimits
 from edgeserve_agent.serving.listen import Address
 from edgeserve_agent.serving.opened import Opened
+from edgeserve_agent.serving.served import Identity
 from edgeserve_agent.serving.server import ModelServer
 
 DEADLINE_S = 10.0

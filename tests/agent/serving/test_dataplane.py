@@ -8,8 +8,9 @@ import pytest
 from edgeserve.contracts.errors import DeviceError, InputError, NotFoundError, TransientError
 from edgeserve.contracts.task import Task
 from edgeserve.contracts.tensors import Datatype, Signature, TensorSpec
-from edgeserve_agent.serving.dataplane import Identity
+from edgeserve_agent.serving.call import Call
 from edgeserve_agent.serving.opened import Opened, warm_up
+from edgeserve_agent.serving.served import Identity
 
 ROW = {"x": np.array([[1, 2, 3, 4]], np.float32)}
 
@@ -19,13 +20,13 @@ def infer(server, inputs=ROW, *, name: str = "m", version: str = "", request_id:
     done = threading.Event()
     answers = []
 
-    def finish(answer) -> None:
+    def finish(_call: Call, answer) -> None:
         answers.append(answer)
         done.set()
 
     def begin() -> None:
         plane = server.plane
-        plane.infer(plane.find(name, version), dict(inputs), request_id=request_id, done=finish)
+        plane.infer(Call(served=plane.find(name, version), inputs=dict(inputs), id=request_id, done=finish))
 
     server.call(begin)
     assert done.wait(10)
@@ -232,7 +233,7 @@ def test_counters_tell_answers_failures_and_the_clients_mistakes_apart(server, t
     with pytest.raises(DeviceError, match="the model failed: broken"):
         infer(server)
     (counters,) = server.plane.counters()
-    assert (counters.successes, counters.failures, counters.rejected, counters.rows) == (2, 1, 1, 6)
+    assert (counters.successes, counters.failed.count, counters.rejected, counters.rows) == (2, 1, 1, 6)
     stats = counters.stats()
     assert (stats.requests, stats.failures, sum(stats.latency)) == (3, 1, 3)
 

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -23,11 +24,13 @@ from edgeserve_agent import slots
 from edgeserve_agent.control import (
     SOCKET,
     Activate,
+    Configure,
     Done,
     Load,
     ReadStats,
     ServingStats,
     ServingStatus,
+    SetLabel,
     Status,
     Stop,
     Unload,
@@ -242,6 +245,35 @@ def test_one_model_that_cannot_be_loaded_does_not_keep_the_others(start, state_d
     assert not process.answers()
     with pytest.raises(EdgeServeError, match=r"model 'a' is not ready: v2: cannot read"):
         InferenceClient(process.url()).infer("a", {"x": ROW})
+
+
+def test_settings_and_labels_are_taken_up_without_a_restart_and_kept_over_one(start, state_dir: Path, tools):
+    process = start(state_dir)
+    tools.until(process.answers, "it was ready")
+    second = put_variant(state_dir, 2)
+    load(process, second)
+    call(process.socket, SetLabel(model="m", label="next", release=digest(2)), Done)
+    (state_dir / "models").mkdir()
+    (state_dir / "models" / "m.toml").write_text("version_labels = { first = 7 }\nthreads = 'many'")
+    with pytest.raises(DeviceError, match="threads"):
+        call(process.socket, Configure(model="m"), Done)
+    assert process.classes() == 2
+    (state_dir / "models" / "m.toml").write_text("version_labels = { first = 7 }\ninstance_group = [{ count = 2 }]")
+    call(process.socket, Configure(model="m"), Done)
+    assert process.classes() == 2
+    with pytest.raises(DeviceError, match="not loaded"):
+        call(process.socket, SetLabel(model="m", label="next", release=digest(3)), Done)
+    process.end(signal.SIGKILL)
+
+    first = slots.read(state_dir).of("m").active
+    assert first is not None
+    first = msgspec.structs.replace(first, counter=7)
+    slots.write(state_dir, slots.Slots(models=(slots.ModelSlots(model="m", active=first, previous=second),)))
+    process = start(state_dir)
+    tools.until(process.answers, "it was ready")
+    labels = json.loads((state_dir / "labels.json").read_bytes())["models"]["m"]
+    assert {label: place["stands_for"] for label, place in labels.items()} == {"next": digest(2), "first": digest(1)}
+    assert InferenceClient(process.url()).infer("m", {"x": ROW}, version="7").release == digest(1)
 
 
 def test_swapping_releases_under_load_loses_no_request_and_mixes_no_answers(start, state_dir: Path, tools):

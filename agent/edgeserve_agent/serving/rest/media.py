@@ -31,9 +31,11 @@ from edgeserve.runtimes.rows import run_task
 from edgeserve.task.decode import decode
 from edgeserve.task.prepare import media_type, prepare
 from edgeserve.task.present import present
-from edgeserve_agent.serving.dataplane import DataPlane, ServedRelease
+from edgeserve_agent.serving.call import Call
+from edgeserve_agent.serving.codec.answer import json_outputs
+from edgeserve_agent.serving.dataplane import DataPlane
 from edgeserve_agent.serving.messages import JSON, Reply, Request, Response, error_response, failure_response
-from edgeserve_agent.serving.tensors import json_outputs
+from edgeserve_agent.serving.served import ServedRelease
 
 _TYPES: Final = {
     b"image/jpeg", b"image/jpg", b"image/png", b"image/bmp", b"image/webp",
@@ -44,13 +46,11 @@ _FIRST_BYTES: Final = 16
 _WHAT: Final = "the request body"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class FileAnswer:
     """What the model made of a file."""
 
     outputs: Tensors
-    body: bytes
-    """JSON for the client."""
 
 
 def is_file(request: Request) -> bool:
@@ -80,42 +80,57 @@ class Media:
             return
         query = parse_qs(request.target.partition(b"?")[2].decode("latin-1"), keep_blank_values=True)
         request_id = query.get("id", [request.headers.get(b"x-request-id", b"").decode("latin-1")])[-1]
-        job = partial(_answer, served, request.body, request_id, with_outputs=_flag(query, "outputs"))
-        self._plane.infer_by(served, job, request_id=request_id, done=partial(_reply, served, reply))
+        job = _Job(served, request.body, request_id, with_outputs=_flag(query, "outputs"))
+        call = Call(served=served, inputs={}, done=partial(_reply, job, reply), id=request_id)
+        self._plane.infer_by(call, job)
 
 
-def _answer(served: ServedRelease, body: bytes | memoryview, request_id: str, *, with_outputs: bool) -> FileAnswer:
-    """Run the model on a file; on a thread of the model."""
-    model, task = served.opened.model, served.opened.task
-    assert task is not None  # else it was refused
-    prepared = prepare(
-        task,
-        served.signature,
-        bytes(body),
-        what=_WHAT,
-        most_pixels=MAX_SERVED_PIXELS,
-        most_samples=MAX_SERVED_SAMPLES,
-    )
-    outputs = run_task(model, prepared.inputs, task.state)
-    try:
-        predictions = [present(task, answer, prepared.geometry) for answer in decode(task, outputs)]
-    except InputError as error:  # no fault of this client
-        raise DeviceError(f"the task does not fit what the model answers: {error.message}", hint=error.hint) from error
-    document: dict[str, Any] = {"model_name": served.identity.model, "model_version": served.identity.version}
-    if request_id:
-        document["id"] = request_id
-    document["predictions"] = predictions
-    if with_outputs:
-        document["outputs"] = json_outputs(served.signature, outputs)
-    return FileAnswer(outputs=outputs, body=msgspec.json.encode(document))
+class _Job:
+    """Runs the model on a file; on a thread of the model."""
+
+    def __init__(self, served: ServedRelease, body: bytes | memoryview, request_id: str, *, with_outputs: bool) -> None:
+        self._served = served
+        self._body = body
+        self._id = request_id
+        self._with_outputs = with_outputs
+        self.json = b""
+        """For the client."""
+
+    def __call__(self) -> FileAnswer:
+        served = self._served
+        task = served.opened.task
+        assert task is not None  # else it was refused
+        prepared = prepare(
+            task,
+            served.signature,
+            bytes(self._body),
+            what=_WHAT,
+            most_pixels=MAX_SERVED_PIXELS,
+            most_samples=MAX_SERVED_SAMPLES,
+        )
+        outputs = run_task(served.model, prepared.inputs, task.state)
+        try:
+            predictions = [present(task, answer, prepared.geometry) for answer in decode(task, outputs)]
+        except InputError as error:  # no fault of this client
+            raise DeviceError(
+                f"the task does not fit what the model answers: {error.message}", hint=error.hint
+            ) from error
+        document: dict[str, Any] = {"model_name": served.identity.model, "model_version": served.identity.version}
+        if self._id:
+            document["id"] = self._id
+        document["predictions"] = predictions
+        if self._with_outputs:
+            document["outputs"] = json_outputs(served.signature, outputs)
+        self.json = msgspec.json.encode(document)
+        return FileAnswer(outputs)
 
 
-def _reply(served: ServedRelease, reply: Reply, outcome: FileAnswer | EdgeServeError) -> None:
-    release = b"edgeserve-release: %s\r\n" % served.identity.release.encode()
+def _reply(job: _Job, reply: Reply, call: Call, outcome: Tensors | EdgeServeError) -> None:
+    release = b"edgeserve-release: %s\r\n" % call.served.identity.release.encode()
     if isinstance(outcome, EdgeServeError):
         reply(failure_response(outcome, headers=release))
     else:
-        reply(Response(status=200, content_type=JSON, chunks=(outcome.body,), headers=release))
+        reply(Response(status=200, content_type=JSON, chunks=(job.json,), headers=release))
 
 
 def _refusal(served: ServedRelease, request: Request) -> str:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import json
 import struct
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -12,12 +13,39 @@ from hypothesis.extra import numpy as hnp
 
 from edgeserve.contracts.errors import InputError
 from edgeserve.contracts.tensors import Datatype, Signature, TensorSpec, datatype_of
-from edgeserve_agent.serving.tensors import RequestDecoder, encode_response
+from edgeserve_agent.serving.codec.answer import encode_answer
+from edgeserve_agent.serving.codec.plan import Plan
+from edgeserve_agent.serving.codec.request import RequestDecoder
+from edgeserve_agent.serving.codec.wishes import Form
+from edgeserve_agent.serving.rest.rendering import Rendering
+from edgeserve_agent.serving.served import Identity
 
-NUMERIC = [datatype for datatype in Datatype if datatype is not Datatype.BYTES]
+NUMERIC = [datatype for datatype in Datatype if datatype not in (Datatype.BYTES, Datatype.BF16)]
+SIGNATURE = Signature(
+    inputs=(TensorSpec(name="x", datatype=Datatype.FP32, shape=(-1,)),),
+    outputs=(TensorSpec(name="y", datatype=Datatype.FP32, shape=(-1,)),),
+)
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
 NUMBERS = st.sampled_from(NUMERIC).flatmap(lambda kind: hnp.arrays(np.dtype(kind.numpy_name), SHAPES))
 TEXTS = hnp.arrays(np.dtype(object), SHAPES, elements=st.binary(max_size=9))
+
+
+class Decoded(NamedTuple):
+    plan: Plan
+    id: str
+    inputs: dict[str, np.ndarray]
+
+
+class Decoder:
+    def __init__(self, signature: Signature) -> None:
+        self._decoder = RequestDecoder(signature)
+
+    def decode(self, body, head_length: int | None) -> Decoded:
+        return Decoded(*self._decoder.decode(body, head_length))
+
+
+def decoder(signature: Signature = SIGNATURE) -> Decoder:
+    return Decoder(signature)
 
 
 def kind_of(array) -> Datatype:
@@ -36,11 +64,11 @@ def described(name: str, array, **more) -> dict:
 
 def decode(inputs: list, blobs: bytes = b"", **more):
     head = json.dumps({"inputs": inputs, **more}).encode()
-    return RequestDecoder().decode(head + blobs, len(head))
+    return decoder().decode(head + blobs, len(head))
 
 
 def decode_json(inputs: list, **more):
-    return RequestDecoder().decode(json.dumps({"inputs": inputs, **more}).encode(), None)
+    return decoder().decode(json.dumps({"inputs": inputs, **more}).encode(), None)
 
 
 @given(st.lists(st.one_of(NUMBERS, TEXTS), min_size=1, max_size=4), st.integers(0, 63))
@@ -134,9 +162,11 @@ X = {"name": "x", "datatype": "FP32", "shape": [2]}
         pytest.param({"inputs": [{**X, "datatype": "INT32", "data": [1, 1.5]}]}, "float", id="fraction"),
         pytest.param({"inputs": [{**X, "data": [1, 2]}] * 2}, "same name", id="twice"),
         pytest.param({"inputs": [{**X, "parameters": {"binary_data_size": 8}}]}, "add up to 8", id="no blob"),
-        pytest.param({"inputs": [{**X, "parameters": {"shared_memory_region": "r"}}]}, "shared memory", id="shm"),
         pytest.param(
-            {"inputs": [{**X, "data": [1, 2]}], "outputs": [{"name": "y", "parameters": {"classification": 2}}]},
+            {"inputs": [{**X, "parameters": {"shared_memory_region": "r"}}]}, "no shared_memory_byte_size", id="shm"
+        ),
+        pytest.param(
+            {"inputs": [{**X, "data": [1, 2]}], "outputs": [{"name": "y", "parameters": {"classification": -2}}]},
             "classification",
             id="classification",
         ),
@@ -148,7 +178,7 @@ X = {"name": "x", "datatype": "FP32", "shape": [2]}
 def test_a_wrong_json_request_is_refused_with_the_reason(body, says: str):
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     with pytest.raises(InputError) as caught:
-        RequestDecoder().decode(data, None)
+        decoder().decode(data, None)
     assert says in caught.value.message
 
 
@@ -158,9 +188,11 @@ def test_a_wrong_json_request_is_refused_with_the_reason(body, says: str):
         pytest.param({**X, "parameters": {"binary_data_size": 4}}, b"1234", "needs 8", id="shape needs more"),
         pytest.param({**X, "parameters": {"binary_data_size": 8}}, b"1234", "add up to 8", id="truncated"),
         pytest.param({**X, "parameters": {"binary_data_size": 8}}, b"1" * 9, "9 bytes follow", id="too long"),
-        pytest.param({**X, "parameters": {"binary_data_size": -8}}, b"", "number of bytes", id="negative"),
-        pytest.param({**X, "parameters": {"binary_data_size": True}}, b"1", "number of bytes", id="boolean"),
-        pytest.param({**X, "parameters": {"binary_data_size": 8}, "data": [1, 2]}, b"1" * 8, "both", id="both"),
+        pytest.param({**X, "parameters": {"binary_data_size": -8}}, b"", "binary_data_size", id="negative"),
+        pytest.param({**X, "parameters": {"binary_data_size": True}}, b"1", "binary_data_size", id="boolean"),
+        pytest.param(
+            {**X, "parameters": {"binary_data_size": 8}, "data": [1, 2]}, b"1" * 8, "more than one", id="both"
+        ),
         pytest.param(
             {**X, "datatype": "BOOL", "parameters": {"binary_data_size": 2}}, b"\x01\x02", "neither 0 nor 1", id="bool"
         ),
@@ -190,24 +222,24 @@ def test_a_wrong_binary_tensor_is_refused_with_the_reason(tensor, blob: bytes, s
     assert says in caught.value.message
 
 
-@pytest.mark.parametrize("length", [0, 1000])
+@pytest.mark.parametrize("length", [-1, 3, 1000])
 def test_a_json_length_outside_the_body_is_refused(length: int):
     with pytest.raises(InputError, match="Inference-Header-Content-Length"):
-        RequestDecoder().decode(b"{}", length)
+        decoder().decode(b"{}", length)
 
 
 @given(st.binary(max_size=60), st.one_of(st.none(), st.integers(-1, 70)))
 def test_any_bytes_are_decoded_or_refused(body: bytes, length: int | None):
     with contextlib.suppress(InputError):
-        RequestDecoder().decode(body, length)
+        decoder().decode(body, length)
 
 
 def test_a_head_that_comes_again_gives_the_data_of_its_own_body():
-    decoder = RequestDecoder()
+    one = decoder()
     head = json.dumps({"inputs": [{**X, "parameters": {"binary_data_size": 8}}]}).encode()
     for values in ([1.0, 2.0], [3.0, 4.0]):
         body = head + np.array(values, np.float32).tobytes()
-        assert decoder.decode(body, len(head)).inputs["x"].tolist() == values
+        assert one.decode(body, len(head)).inputs["x"].tolist() == values
 
 
 SPECS = Signature(
@@ -226,10 +258,12 @@ OUTPUTS = {
 
 
 def respond(**request) -> tuple[dict, bytes]:
-    form = decode_json([{**X, "data": [1, 2]}], **request).form.of(SPECS)
-    chunks, length = encode_response(model="m", version="1", request_id="r", outputs=OUTPUTS, form=form)
-    body = b"".join(bytes(chunk) for chunk in chunks)
-    return json.loads(body[:length]), body[length:] if length is not None else b""
+    head = json.dumps({"inputs": [{**X, "data": [1, 2]}], "id": "r", **request}).encode()
+    plan, request_id, _inputs = decoder(SPECS).decode(head, None)
+    body = encode_answer(
+        model="m", version="1", request_id=request_id, wishes=plan.wishes, outputs=OUTPUTS, labels=(), regions=None
+    )
+    return json.loads(body.json), b"".join(bytes(blob) for blob in body.blobs)
 
 
 def test_the_default_of_the_request_makes_all_outputs_binary():
@@ -262,7 +296,82 @@ def test_a_number_that_json_lacks_becomes_null():
     ],
 )
 def test_an_output_that_cannot_be_given_is_refused_before_the_model_runs(outputs: list, says: str):
-    form = decode_json([{**X, "data": [1, 2]}], outputs=outputs).form
+    body = json.dumps({"inputs": [{**X, "data": [1, 2]}], "outputs": outputs}).encode()
     with pytest.raises(InputError) as caught:
-        form.of(SPECS)
+        decoder(SPECS).decode(body, None)
     assert says in caught.value.message
+
+
+def test_a_head_that_differs_only_in_id_and_numbers_gives_its_own():
+    one = decoder()
+    for number in range(3):
+        head = {"inputs": [{**X, "data": [number, 2.5]}], "id": f"r{number}"}
+        found = one.decode(json.dumps(head).encode(), None)
+        assert (found.id, found.inputs["x"].tolist()) == (f"r{number}", [number, 2.5])
+
+
+@pytest.mark.parametrize("first", [True, 1])
+def test_true_is_not_one_though_the_same_head_was_seen_with_the_other(first):
+    one = decoder()
+    for value in (first, 1 if first is True else True):
+        head = {"inputs": [{**X, "data": [1, 2]}], "parameters": {"binary_data_output": value}}
+        if value is True:
+            assert one.decode(json.dumps(head).encode(), None).plan.form is Form.BINARY
+        else:
+            with pytest.raises(InputError, match="true or false"):
+                one.decode(json.dumps(head).encode(), None)
+
+
+def test_a_request_without_json_is_one_row_of_the_only_input():
+    rows = Signature(
+        inputs=(TensorSpec(name="x", datatype=Datatype.INT16, shape=(-1, 2, -1)),), outputs=SIGNATURE.outputs
+    )
+    found = decoder(rows).decode(np.arange(6, dtype=np.int16).tobytes(), 0)
+    assert found.inputs["x"].tolist() == [[[0, 1, 2], [3, 4, 5]]]
+    assert found.plan.form is Form.BINARY
+
+
+def test_a_request_without_json_brings_one_text_without_its_length():
+    texts = Signature(inputs=(TensorSpec(name="t", datatype=Datatype.BYTES, shape=(-1, 1)),), outputs=SIGNATURE.outputs)
+    assert decoder(texts).decode(b"hello", 0).inputs["t"].tolist() == [[b"hello"]]
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "says"),
+    [
+        pytest.param((-1, -1, -1), 8, "open", id="two sizes open"),
+        pytest.param((-1, 3), 8, "do not fill", id="not whole"),
+        pytest.param((2,), 4, "needs 8", id="fixed"),
+    ],
+)
+def test_a_request_without_json_that_leaves_doubt_is_refused(shape, size: int, says: str):
+    signature = Signature(
+        inputs=(TensorSpec(name="x", datatype=Datatype.FP32, shape=shape),), outputs=SIGNATURE.outputs
+    )
+    with pytest.raises(InputError, match=says):
+        decoder(signature).decode(b"1" * size, 0)
+
+
+@given(
+    binary=st.booleans(),
+    request_id=st.text(max_size=5),
+    arrays=st.lists(hnp.arrays(np.float32, SHAPES), min_size=1, max_size=3),
+)
+def test_a_rendered_answer_is_the_one_that_is_encoded_anew(binary: bool, request_id: str, arrays):
+    outputs = {f"o{n}": array for n, array in enumerate(arrays)}
+    signature = Signature(
+        inputs=SIGNATURE.inputs,
+        outputs=tuple(
+            TensorSpec(name=name, datatype=Datatype.FP32, shape=(-1,) * array.ndim) for name, array in outputs.items()
+        ),
+    )
+    head = {"inputs": [{**X, "data": [1, 2]}], "id": request_id, "parameters": {"binary_data_output": binary}}
+    plan = decoder(signature).decode(json.dumps(head).encode(), None).plan
+    identity = Identity(model='m"', version="1", release="sha256:r", variant="")
+    body = encode_answer(
+        model='m"', version="1", request_id=request_id, wishes=plan.wishes, outputs=outputs, labels=(), regions=None
+    )
+    response = Rendering(identity, plan.wishes, arrays).response(request_id, arrays).opened()
+    assert b"".join(bytes(chunk) for chunk in response.chunks) == body.json + b"".join(map(bytes, body.blobs))
+    lengths = [line for line in response.headers.split(b"\r\n") if line.startswith(b"Inference-Header")]
+    assert lengths == ([b"Inference-Header-Content-Length: %d" % len(body.json)] if binary else [])

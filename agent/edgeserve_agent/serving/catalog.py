@@ -1,0 +1,356 @@
+"""Which releases are loaded, by which names they are found, and the changing of it. It knows no protocol.
+
+All methods run on the event loop; only loading and closing run on a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Final
+
+from edgeserve.contracts.errors import DeviceError, EdgeServeError, NotFoundError, TransientError
+from edgeserve.contracts.limits import MAX_KEPT_COUNTERS
+from edgeserve.contracts.names import label_name
+from edgeserve.runtimes.base import LoadedModel
+from edgeserve_agent.serving.counters import Counters
+from edgeserve_agent.serving.heap import settle
+from edgeserve_agent.serving.opened import Opened, Warm, warm_up
+from edgeserve_agent.serving.scheduling.base import Finish
+from edgeserve_agent.serving.scheduling.build import SchedulerBuilder
+from edgeserve_agent.serving.served import Identity, ServedRelease
+from edgeserve_agent.serving.workers import Outcome, Workers
+
+_LOG: Final = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """Where one version of a model stands, in the words of Triton's repository index."""
+
+    model: str
+    version: str
+    state: str
+    """READY, LOADING, UNLOADING or UNAVAILABLE."""
+    reason: str = ""
+
+
+class Catalog:
+    """Loads, activates, labels and unloads releases.
+
+    Args:
+        loop: Where it lives.
+        workers: Calls of one model that run side by side, unless its configuration says another number.
+        finish: Takes what came of each call of a model.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, workers: int, finish: Finish) -> None:
+        self._loop = loop
+        self.schedulers = SchedulerBuilder(loop, instances=workers, finish=finish)
+        self._loader = Workers(loop, threads=1, name="load")
+        self._loaded: dict[tuple[str, str], ServedRelease] = {}
+        self._loading: dict[tuple[str, str], asyncio.Future[ServedRelease]] = {}
+        self._active: dict[str, ServedRelease] = {}
+        self._labels: dict[tuple[str, str], str] = {}
+        """(model, label) -> release; one that is not loaded stands for nothing until it is."""
+        self._expected: dict[str, str] = {}
+        """Models that this server should serve -> why one is not ready."""
+        self._loading_names: dict[tuple[str, str], str] = {}
+        self._retiring: list[ServedRelease] = []
+        self._counters: dict[tuple[str, str], Counters] = {}
+
+    # What is served ----------------------------------------------------------------------------
+
+    def expect(self, model: str) -> None:
+        """Say that `model` is to be served: the server is not ready before it is."""
+        self._expected.setdefault(model, "it is being loaded")
+
+    def give_up(self, model: str, reason: str) -> None:
+        """Say why an expected model is not served."""
+        self._expected[model] = reason
+
+    def models(self) -> list[str]:
+        """Names of the models that are served or expected."""
+        return sorted({*self._expected, *self._active})
+
+    def releases(self) -> Iterator[tuple[ServedRelease, bool]]:
+        """Everything that is loaded, and whether it is active."""
+        for served in self._loaded.values():
+            yield served, self._active.get(served.identity.model) is served
+
+    def counters(self) -> Sequence[Counters]:
+        """Counters of the releases that were loaded in this process; the oldest of very many are forgotten."""
+        return list(self._counters.values())
+
+    def is_active(self, model: str) -> bool:
+        """Whether a release of `model` answers."""
+        return model in self._active
+
+    def ready(self) -> bool:
+        """Whether every model that should be served is served."""
+        return all(model in self._active for model in self._expected)
+
+    def find(self, model: str, version: str = "", *, label: str = "") -> ServedRelease:
+        """The release that answers for `model`: the active one, or any loaded one with the version or label asked for.
+
+        Args:
+            model: Its name.
+            version: A release's version, or its counter where no version is called that; empty = the active one.
+            label: `stable` is the active one, `candidate` the other one, the rest is what `set_label` said.
+
+        Raises:
+            NotFoundError: No such model, version or label.
+            TransientError: It is being loaded, or could not be.
+        """
+        active = self._active.get(model)
+        if active is not None and not label and version in ("", active.identity.version):
+            return active
+        loaded = self.loaded(model)
+        if label:
+            return self._labelled(model, label, loaded)
+        if version:
+            for served in reversed(loaded):
+                if served.identity.version == version:
+                    return served
+            for served in reversed(loaded):
+                if version == str(served.number):
+                    return served
+        if active is None and (loaded or model in self._expected or self._is_loading(model)):
+            raise TransientError(f"model {model!r} is not ready: {self._expected.get(model, 'nothing is active')}")
+        if active is not None or loaded:
+            known = ", ".join(served.identity.version for served in loaded)
+            raise NotFoundError(f"model {model!r} has no version {version[:80]!r}; loaded: {known}")
+        raise NotFoundError(f"unknown model {model[:80]!r}", hint="GET /v2/models lists what is served")
+
+    def _labelled(self, model: str, label: str, loaded: Sequence[ServedRelease]) -> ServedRelease:
+        release = self._labels.get((model, label))
+        for served in reversed(loaded):
+            is_active = self._active.get(model) is served
+            implied = (label == "stable" and is_active) or (label == "candidate" and not is_active)
+            if served.identity.release == release or (release is None and implied):
+                return served
+        if release is not None:
+            raise TransientError(f"label {label[:80]!r} of model {model!r} stands for a release that is not loaded")
+        if not loaded:
+            return self.find(model)  # says why there is none
+        known = ", ".join(sorted({"stable", *self.labels(model)}))
+        raise NotFoundError(f"model {model!r} has no label {label[:80]!r}; there are: {known}")
+
+    def labels(self, model: str) -> dict[str, str]:
+        """Labels that were set -> digest of the release."""
+        return {label: release for (name, label), release in self._labels.items() if name == model}
+
+    def set_label(self, model: str, label: str, release: str | None) -> None:
+        """Let `label` stand for a release that is loaded, or, given None, for nothing.
+
+        Raises:
+            InputError: It cannot be a label.
+            NotFoundError: The release is not loaded; the label stays where it was.
+        """
+        label_name(label)
+        if release is None:
+            self._labels.pop((model, label), None)
+        elif (model, release) in self._loaded:
+            self._labels[model, label] = release
+        else:
+            raise NotFoundError(f"{model} {release} is not loaded", hint="a label moves to ready versions only")
+
+    def states(self) -> list[State]:
+        """Every version that is loaded, being loaded or could not be, by model and version."""
+        found = [
+            State(model=served.identity.model, version=served.identity.version, state="READY")
+            for served in self._loaded.values()
+        ]
+        found += [State(model=model, version=version, state="LOADING") for model, version in self._loading_versions()]
+        shown = {state.model for state in found}
+        found += [
+            State(model=model, version="", state="UNAVAILABLE", reason=reason)
+            for model, reason in self._expected.items()
+            if model not in shown
+        ]
+        found += [
+            State(model=served.identity.model, version=served.identity.version, state="UNLOADING")
+            for served in self._retiring
+        ]
+        return sorted(found, key=lambda state: (state.model, state.version))
+
+    def _loading_versions(self) -> list[tuple[str, str]]:
+        return [(model, self._loading_names[model, release]) for model, release in self._loading]
+
+    def _is_loading(self, model: str) -> bool:
+        return any(name == model for name, _ in self._loading)
+
+    def loaded(self, model: str) -> list[ServedRelease]:
+        """Loaded releases of `model`, oldest first."""
+        return [served for (name, _), served in self._loaded.items() if name == model]
+
+    # Changing it -------------------------------------------------------------------------------
+
+    async def load(self, identity: Identity, opener: Callable[[], Opened]) -> None:
+        """Open and warm up a release beside what answers. One that is loaded or loading already is no error.
+
+        Raises:
+            EdgeServeError: It could not be opened or does not run; nothing changed.
+        """
+        key = (identity.model, identity.release)
+        if key in self._loaded:
+            return
+        under_way = self._loading.get(key) or self._begin(identity, opener, put=True)
+        await asyncio.shield(under_way)
+
+    async def prepare(self, identity: Identity, opener: Callable[[], Opened]) -> ServedRelease:
+        """Open and warm up a release that nobody can ask for yet, beside one of the same name if there is one.
+
+        `put` lets it in, `discard` drops it.
+
+        Raises:
+            EdgeServeError: It could not be opened or does not run; nothing changed.
+        """
+        key = (identity.model, identity.release)
+        while (under_way := self._loading.get(key)) is not None:
+            await asyncio.wait([under_way])
+        future = self._begin(identity, opener, put=False)
+        try:
+            return await future
+        finally:
+            if future.cancelled() and self._loading.get(key) is future:
+                del self._loading[key]
+
+    def put(self, served: ServedRelease) -> None:
+        """Let a prepared release in; it takes over what one of the same name was. Requests in flight finish on that."""
+        model = served.identity.model
+        key = (model, served.identity.release)
+        before = self._loaded.get(key)
+        self._loaded[key] = served
+        if before is not None:
+            if self._active.get(model) is before:
+                self._active[model] = served
+            self._retire(before)
+
+    def discard(self, served: ServedRelease) -> None:
+        """Drop a prepared release that was not let in."""
+        self._retire(served)
+
+    def _begin(self, identity: Identity, opener: Callable[[], Opened], *, put: bool) -> asyncio.Future[ServedRelease]:
+        key = (identity.model, identity.release)
+        self._loading_names[key] = identity.version
+        future = self._loading[key] = self._loop.create_future()
+        # An error that no one waits for any more is logged, not raised.
+        future.add_done_callback(lambda future: future.cancelled() or future.exception())
+        self._loader.submit(partial(_warm, opener), partial(self._opened, identity, future, put))
+        return future
+
+    def _opened(
+        self, identity: Identity, future: asyncio.Future[ServedRelease], put: bool, outcome: Outcome[Warm]
+    ) -> None:
+        key = (identity.model, identity.release)
+        wanted = self._loading.get(key) is future
+        if wanted:
+            del self._loading[key]
+        name = f"{identity.model} {identity.version}"
+        if future.cancelled():
+            if not isinstance(outcome, Exception):
+                self._loader.submit(partial(_close, outcome.opened.model), _log_failure)
+            return
+        if isinstance(outcome, EdgeServeError):
+            future.set_exception(outcome)
+            return
+        if isinstance(outcome, Exception):
+            _LOG.error("loading %s failed", name, exc_info=outcome)
+            future.set_exception(DeviceError(f"loading {name} failed: {outcome}"))
+            return
+        model = outcome.opened.model
+        if outcome.opened.variant:
+            identity = replace(identity, variant=outcome.opened.variant)
+        try:
+            if not wanted:
+                raise DeviceError(f"{name} was unloaded while it was being loaded")
+            served = ServedRelease(identity, outcome, self._counters_of(identity))
+            served.scheduler = self.schedulers.build(served)
+            if put:
+                self.put(served)
+        except Exception as error:  # noqa: BLE001 - whoever waits for the load must hear of it
+            self._loader.submit(partial(_close, model), _log_failure)
+            if not isinstance(error, EdgeServeError):
+                _LOG.error("loading %s failed", name, exc_info=error)
+                error = DeviceError(f"loading {name} failed: {error}")
+            future.set_exception(error)
+            return
+        future.set_result(served)
+        _LOG.info("loaded %s on %s, %.0f us a call", name, model.executing_device, outcome.call_us)
+
+    def activate(self, model: str, release: str) -> None:
+        """Let a loaded release answer from the next request on.
+
+        Raises:
+            NotFoundError: It is not loaded.
+        """
+        served = self._loaded.get((model, release))
+        if served is None:
+            raise NotFoundError(f"{model} {release} is not loaded", hint="load it first")
+        self.expect(model)
+        self._active[model] = served
+        _LOG.info("%s %s answers", model, served.identity.version)
+
+    def unload(self, model: str, release: str) -> None:
+        """Drop a release when its last request is done. What is not there is no error."""
+        self._loading.pop((model, release), None)
+        served = self._loaded.pop((model, release), None)
+        if served is None:
+            return
+        if self._active.get(model) is served:
+            del self._active[model]
+        self.forget(model)
+        self._retire(served)
+
+    def forget(self, model: str) -> None:
+        """Expect a model no more, unless a release of it is loaded."""
+        if not self.loaded(model):
+            self._expected.pop(model, None)
+
+    def _retire(self, served: ServedRelease) -> None:
+        served.retired = True
+        self._retiring.append(served)
+        self._close_if_done(served)
+
+    def close(self) -> None:
+        """Unload everything."""
+        for model, release in list(self._loaded):
+            self.unload(model, release)
+        self._loader.close()
+
+    def _close_if_done(self, served: ServedRelease) -> None:
+        if served.retired and not served.in_flight:
+            self._retiring.remove(served)
+            served.scheduler.close()
+            # Freeing a large model takes milliseconds that other requests need not wait.
+            self._loader.submit(partial(_close, served.model), _log_failure)
+
+    def _counters_of(self, identity: Identity) -> Counters:
+        key = (identity.model, identity.release)
+        if key not in self._counters and len(self._counters) >= MAX_KEPT_COUNTERS:
+            oldest = next((known for known in self._counters if known not in self._loaded), None)
+            if oldest is not None:
+                del self._counters[oldest]
+        return self._counters.setdefault(
+            key, Counters(model=identity.model, version=identity.version, release=identity.release)
+        )
+
+
+def _warm(opener: Callable[[], Opened]) -> Warm:
+    warm = warm_up(opener())
+    settle()
+    return warm
+
+
+def _close(model: LoadedModel) -> None:
+    model.close()
+    settle()
+
+
+def _log_failure(outcome: Outcome[None]) -> None:
+    if isinstance(outcome, Exception):
+        _LOG.error("closing a model failed", exc_info=outcome)

@@ -1,0 +1,1 @@
+"""Inference requests and answers of the Open Inference Protocol over HTTP: bytes to arrays and back."""

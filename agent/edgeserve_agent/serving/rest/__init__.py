@@ -1,0 +1,1 @@
+"""HTTP dialects: thin adapters over one data plane."""

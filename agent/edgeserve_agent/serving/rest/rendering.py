@@ -1,0 +1,71 @@
+"""Answers of one form and the same shapes: all that is the same in each of them is rendered once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from edgeserve.client.blobs import encode_numbers
+from edgeserve.runtimes.base import Tensor
+from edgeserve_agent.serving.codec.wishes import Form, Wish
+from edgeserve_agent.serving.messages import JSON, OCTETS, RenderedResponse
+from edgeserve_agent.serving.served import Identity
+
+_encode = msgspec.json.encode
+
+
+class Rendering:
+    """Makes the answers to requests with one plan (`Plan.form` is not None) whose outputs have the same shapes.
+
+    Args:
+        identity: Of the release that answers.
+        wishes: What the requests want back: numbers, all binary or all JSON.
+        arrays: The outputs of one of them, in that order.
+    """
+
+    def __init__(self, identity: Identity, wishes: Sequence[Wish], arrays: Sequence[Tensor]) -> None:
+        self._binary = wishes[0].form is Form.BINARY
+        content_type = OCTETS if self._binary else JSON
+        self._head = b"HTTP/1.1 200 OK\r\nContent-Type: %s\r\nedgeserve-release: %s\r\n" % (
+            content_type, identity.release.encode(),
+        )  # fmt: skip
+        model, version = _encode(identity.model), _encode(identity.version)
+        self._opening = b'{"model_name":%s,"model_version":%s' % (model, version)
+        described = [
+            {"name": wish.spec.name, "datatype": wish.spec.datatype.value, "shape": array.shape}
+            for wish, array in zip(wishes, arrays, strict=True)
+        ]
+        self._blob_bytes = sum(array.nbytes for array in arrays)
+        self._whole = b""
+        if self._binary:
+            sizes = [{"parameters": {"binary_data_size": array.nbytes}} for array in arrays]
+            outputs = [{**one, **size} for one, size in zip(described, sizes, strict=True)]
+            self._pieces = [b',"outputs":%s}' % _encode(outputs)]
+            self._whole = self._prefix("")
+            return
+        starts = [b'%s,"data":' % _encode(one)[:-1] for one in described]
+        self._pieces = [b',"outputs":[' + starts[0], *(b"}," + start for start in starts[1:]), b"}]}"]
+
+    def response(self, request_id: str, arrays: Sequence[Tensor]) -> RenderedResponse:
+        """The answer to one request."""
+        if self._binary:
+            prefix = self._prefix(request_id) if request_id else self._whole
+            chunks = [encode_numbers(arrays[0])] if len(arrays) == 1 else [encode_numbers(array) for array in arrays]
+            return RenderedResponse(prefix, chunks)
+        parts = [self._opening]
+        if request_id:
+            parts.append(b',"id":%s' % _encode(request_id))
+        for piece, array in zip(self._pieces, arrays):  # noqa: B905 - one piece is the end
+            parts.append(piece)
+            parts.append(_encode(array.ravel().tolist()))
+        parts.append(self._pieces[-1])
+        json = b"".join(parts)
+        return RenderedResponse(b"%sContent-Length: %d\r\n\r\n%s" % (self._head, len(json), json), ())
+
+    def _prefix(self, request_id: str) -> bytes:
+        identity = b',"id":%s' % _encode(request_id) if request_id else b""
+        json = b"%s%s%s" % (self._opening, identity, self._pieces[0])
+        return b"%sContent-Length: %d\r\nInference-Header-Content-Length: %d\r\n\r\n%s" % (
+            self._head, len(json) + self._blob_bytes, len(json), json,
+        )  # fmt: skip

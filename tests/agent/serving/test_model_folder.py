@@ -1,0 +1,401 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgeserve.contracts.errors import (
+    ConflictError,
+    DeviceError,
+    EdgeServeError,
+    InputError,
+    NotFoundError,
+    UnsupportedError,
+)
+from edgeserve.contracts.model_config import ModelConfig
+from edgeserve.runtimes.openvino import OpenVinoRuntime
+from edgeserve_agent.serving.config_file import find_config, parse_config
+from edgeserve_agent.serving.model_folder import ModelFolders, is_repository
+from edgeserve_agent.serving.model_source import OpenOptions
+from edgeserve_agent.serving.opened import warm_up
+from tests.suites.repository import ROW, put_release, put_version
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def folders(root: Path, tmp_path: Path) -> ModelFolders:
+    return ModelFolders(root, OpenOptions(threads=1, scratch=tmp_path / "scratch"))
+
+
+def versions(folders: ModelFolders, name: str = "m") -> list[str]:
+    return [version.identity.version for version in folders.find(name).versions]
+
+
+# Names -----------------------------------------------------------------------------------------------
+
+
+def test_models_are_the_folders_whose_names_a_model_can_have(root: Path, folders: ModelFolders):
+    for name in ("b", "a model", "Résumé.v2", ".hidden", "_x", "-y", "UPPER"):
+        (root / name).mkdir()
+    (root / "file.txt").write_text("")
+    (root / "circle").symlink_to("circle")
+    (root / "nowhere").symlink_to(root / "gone")
+    (root / "linked").symlink_to(root / "b")
+    assert set(folders.names()) == {"Résumé.v2", "UPPER", "a model", "b", "linked"}
+    assert folders.unusable() == ["'-y'", "'_x'"]
+
+
+@pytest.mark.parametrize("name", ["..", ".", "../models/m", "m/1", "/etc", ".hidden", "", "m\0", "m\n", "x" * 200])
+def test_a_name_that_could_lead_elsewhere_is_refused(root: Path, folders: ModelFolders, name: str):
+    put_version(root, "m", 1, adds=0)
+    (root / ".hidden").mkdir()
+    with pytest.raises(InputError, match="model name"):
+        folders.find(name)
+    assert folders.fingerprint(name) == ""
+
+
+def test_what_is_not_there_is_not_found(folders: ModelFolders):
+    with pytest.raises(NotFoundError, match="no model 'm'"):
+        folders.find("m")
+    assert folders.fingerprint("m") == ""
+
+
+def test_a_release_folder_is_no_repository(root: Path, tmp_path: Path):
+    assert is_repository(root)
+    assert not is_repository(put_release(tmp_path / "release", counter=1))
+    assert not is_repository(tmp_path / "nothing")
+
+
+# Versions --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("policy", "chosen"),
+    [
+        pytest.param("", ["10"], id="none: the latest"),
+        pytest.param("version_policy: { latest { num_versions: 2 } }", ["3", "10"], id="latest 2"),
+        pytest.param("version_policy: { latest { num_versions: 9 } }", ["1", "2", "3", "10"], id="latest 9"),
+        pytest.param("version_policy: { all { } }", ["1", "2", "3", "10"], id="all"),
+        pytest.param("version_policy: { specific { versions: [3, 1, 7] } }", ["1", "3"], id="specific"),
+    ],
+)
+def test_the_version_policy_chooses_by_number(root: Path, folders: ModelFolders, policy: str, chosen: list[str]):
+    for number in (1, 2, 3, 10):
+        put_version(root, "m", number, adds=number)
+    (root / "m" / "config.pbtxt").write_text(policy)
+    assert versions(folders) == chosen
+
+
+def test_what_is_no_version_is_passed_over(root: Path, folders: ModelFolders):
+    put_version(root, "m", 4, adds=0)
+    for name in ("0", "01", "v9", "9.5", "-9", "٩", ".9", "9" * 30):
+        (root / "m" / name).mkdir()
+    (root / "m" / "9").write_text("a file")
+    assert versions(folders) == ["4"]
+
+
+@pytest.mark.parametrize("config", ["", "version_policy: { specific { versions: [7] } }"])
+def test_a_model_without_a_version_says_so(root: Path, folders: ModelFolders, config: str):
+    (root / "m").mkdir()
+    (root / "m" / "config.pbtxt").write_text(config)
+    if config:
+        put_version(root, "m", 2, adds=0)
+    with pytest.raises(InputError, match="no version that its version policy serves") as caught:
+        folders.find("m")
+    assert ("there: 2" if config else "there: none") in caught.value.message
+
+
+def test_a_version_that_cannot_be_opened_does_not_keep_others_from_it(root: Path, folders: ModelFolders):
+    put_version(root, "m", 1, adds=1)
+    (root / "m" / "2").mkdir()
+    (root / "m" / "3").mkdir()
+    (root / "m" / "3" / "model.onnx").write_bytes(b"junk")
+    (root / "m" / "config.pbtxt").write_text("version_policy: { all { } }")
+    one, two, three = folders.find("m").versions
+    opened = one.open()
+    assert opened.model.run({"x": ROW})["y"].tolist() == (ROW + 1).tolist()
+    opened.model.close()
+    with pytest.raises(InputError, match="has no model"):
+        two.open()
+    with pytest.raises(InputError, match=r"model\.onnx"):
+        three.open()
+
+
+@pytest.mark.parametrize(
+    ("files", "config", "says"),
+    [
+        pytest.param(["model.onnx", "other.onnx"], "", "", id="the usual name"),
+        pytest.param(["net.onnx", "readme.md", ".net2.onnx"], "", "", id="the only one"),
+        pytest.param(["a.onnx", "b.onnx"], 'default_model_filename: "b.onnx"', "", id="named"),
+        pytest.param(["a.onnx", "b.onnx"], "", "2 models: a.onnx, b.onnx", id="two"),
+        pytest.param(["a.onnx"], 'default_model_filename: "b.onnx"', "no b.onnx", id="named, missing"),
+        pytest.param(["a.onnx"], 'default_model_filename: "../a.onnx"', "file name", id="named elsewhere"),
+        pytest.param(["model.py"], 'backend: "python"', "no model", id="another backend's"),
+    ],
+)
+def test_the_model_file_of_a_version(root: Path, folders: ModelFolders, files: list[str], config: str, says: str):
+    for file in files:
+        put_version(root, "m", 1, adds=1, file=file)
+    (root / "m" / "config.pbtxt").write_text(config)
+    (version,) = folders.find("m").versions
+    if says:
+        with pytest.raises(InputError, match=says):
+            version.open()
+    else:
+        opened = version.open()
+        assert opened.runtime == "onnxruntime"
+        opened.model.close()
+
+
+@pytest.mark.parametrize(
+    ("where", "version"),
+    [("3", "3"), ("3/sums", "3"), ("3/sums.tar", "3"), ("release", "7"), ("release.tar", "7")],
+)
+def test_a_release_is_a_version_by_folder_or_by_counter(root: Path, folders: ModelFolders, where: str, version: str):
+    put_release(root / "m" / where, counter=7)
+    (found,) = folders.find("m").versions
+    opened = found.open()
+    assert (found.identity.version, found.number, opened.runtime) == (version, int(version), "null")
+    assert opened.variant.startswith("sha256:")
+    opened.model.close()
+
+
+def test_the_end_of_the_file_says_the_runtime(root: Path, folders: ModelFolders):
+    assert OpenVinoRuntime.name == "openvino"  # imported first, it keeps the library from calling home
+    import openvino
+
+    source = put_version(root.parent / "source", "m", 1, adds=1)
+    (root / "m" / "1").mkdir(parents=True)
+    openvino.save_model(openvino.convert_model(source), root / "m" / "1" / "model.xml", compress_to_fp16=False)
+    opened = folders.find("m").versions[0].open()
+    assert opened.runtime == "openvino"
+    assert opened.model.run({"x": ROW})["y"].tolist() == (ROW + 1).tolist()
+    opened.model.close()
+
+
+def test_a_tflite_file_is_loaded_by_litert(root: Path, folders: ModelFolders):
+    from tests.suites.litert import dense_net
+
+    (root / "m" / "1").mkdir(parents=True)
+    (root / "m" / "1" / "model.tflite").write_bytes(dense_net())
+    opened = folders.find("m").versions[0].open()
+    assert opened.runtime == "litert"
+    opened.model.close()
+
+
+def test_two_sources_of_one_version_are_a_conflict(root: Path, folders: ModelFolders):
+    put_release(root / "m" / "release", counter=7)
+    put_version(root, "m", 7, adds=0)
+    with pytest.raises(ConflictError, match="version 7 twice"):
+        folders.find("m")
+
+
+def test_a_pipe_is_not_waited_for(root: Path, folders: ModelFolders):
+    (root / "m" / "1").mkdir(parents=True)
+    os.mkfifo(root / "m" / "1" / "model.onnx")
+    (version,) = folders.find("m").versions
+    with pytest.raises(EdgeServeError):
+        version.open()
+
+
+# Configurations --------------------------------------------------------------------------------------
+
+PBTXT = """
+name: "m"
+backend: "onnxruntime"
+max_batch_size: 8
+input [ { name: "x", data_type: TYPE_FP32, dims: [ 4 ] } ]
+output [ { name: "y", data_type: TYPE_FP32, dims: [ 4 ], label_filename: "labels.txt" } ]
+version_policy: { specific { versions: [ 1, 3 ] } }
+instance_group [ { count: 2, kind: KIND_CPU } ]
+dynamic_batching { preferred_batch_size: [ 4 ] max_queue_delay_microseconds: 100 priority_levels: 2
+  priority_queue_policy { key: 1 value { max_queue_size: 3 timeout_action: DELAY } } }
+parameters { key: "a" value { string_value: "b" } }
+"""
+TOML = """
+name = "m"
+backend = "onnxruntime"
+max_batch_size = 8
+input = [{ name = "x", data_type = "TYPE_FP32", dims = [4] }]
+output = [{ name = "y", data_type = "TYPE_FP32", dims = [4], label_filename = "labels.txt" }]
+version_policy.specific.versions = [1, 3]
+instance_group = [{ count = 2, kind = "KIND_CPU" }]
+[dynamic_batching]
+preferred_batch_size = [4]
+max_queue_delay_microseconds = 100
+priority_levels = 2
+priority_queue_policy.1 = { max_queue_size = 3, timeout_action = "DELAY" }
+[parameters]
+a.string_value = "b"
+"""
+JSON = """{"name": "m", "backend": "onnxruntime", "max_batch_size": 8,
+"input": [{"name": "x", "data_type": "TYPE_FP32", "dims": ["4"]}],
+"output": [{"name": "y", "data_type": "TYPE_FP32", "dims": [4], "label_filename": "labels.txt"}],
+"version_policy": {"specific": {"versions": ["1", 3]}}, "instance_group": [{"count": 2, "kind": "KIND_CPU"}],
+"dynamic_batching": {"preferred_batch_size": [4], "max_queue_delay_microseconds": "100", "priority_levels": "2",
+"priority_queue_policy": {"1": {"max_queue_size": 3, "timeout_action": "DELAY"}}},
+"parameters": {"a": {"string_value": "b"}}}"""
+
+
+def test_three_formats_say_the_same():
+    pbtxt, toml, json = (
+        parse_config(text.encode(), what=f"config.{kind}")
+        for kind, text in (("pbtxt", PBTXT), ("toml", TOML), ("json", JSON))
+    )
+    assert pbtxt == toml == json
+    assert pbtxt.version_policy.chosen((1, 2, 3)) == (1, 3)
+    assert pbtxt.dynamic_batching is not None
+    assert pbtxt.dynamic_batching.policy(1).max_queue_size == 3
+    assert pbtxt.instances == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        pytest.param("config.pbtxt", "max_batch_size: 'many'", "max_batch_size", id="pbtxt: type"),
+        pytest.param("config.pbtxt", "input [ { name: ", "1:", id="pbtxt: cut off"),
+        pytest.param("config.pbtxt", "input [ { data_type: TYPE_FOO } ]", "TYPE_FOO", id="pbtxt: enum"),
+        pytest.param("config.pbtxt", "max_batch_size: -1", "max_batch_size", id="pbtxt: value"),
+        pytest.param("config.pbtxt", "a{" * 20_000, "recursion", id="pbtxt: deep"),
+        pytest.param("config.pbtxt", "\xff", "valid", id="pbtxt: not UTF-8"),
+        pytest.param("config.toml", "max_batch_size = 'many'", "max_batch_size", id="toml: type"),
+        pytest.param("config.toml", "max_batch_size", "valid", id="toml: syntax"),
+        pytest.param("config.json", '{"instance_group": [{"count": 0}]}', "count", id="json: value"),
+        pytest.param(
+            "config.json", '{"max_batch_size": 2, "dynamic_batching": {"dealy": 1}}', "dealy", id="json: field"
+        ),
+        pytest.param("config.json", "[]", "valid", id="json: no object"),
+        pytest.param("config.json", "[" * 100_000, "valid", id="json: deep"),
+        pytest.param("config.json", " " * (1 << 20) + "{}", "bytes", id="json: long"),
+    ],
+)
+def test_an_error_names_the_file_and_the_field(tmp_path: Path, name: str, text: str, says: str):
+    (tmp_path / name).write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError) as caught:
+        find_config(tmp_path)
+    assert str(tmp_path / name) in caught.value.message
+    assert says in caught.value.message
+
+
+def test_fields_that_mean_nothing_here_are_named_in_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    (tmp_path / "config.pbtxt").write_text(
+        "max_batch_size: 4\noptimization { eager_batching: true }\nfrobnicate: 3\n"
+        'dynamic_batching { wobble { inner: "not_a_field: 1" } }  # commented_out: 1'
+    )
+    assert find_config(tmp_path).max_batch_size == 4
+    assert "optimization" in caplog.text
+    for name in ("frobnicate", "wobble", "inner"):
+        assert name in caplog.text
+    for name in ("commented_out", "not_a_field", "eager_batching"):
+        assert name not in caplog.text
+
+
+def test_two_configurations_are_refused_and_none_is_the_default(tmp_path: Path):
+    assert find_config(tmp_path) == ModelConfig()
+    (tmp_path / "config.toml").write_text("")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"config\.toml and config\.json"):
+        find_config(tmp_path)
+
+
+def test_an_ensemble_is_refused():
+    with pytest.raises(UnsupportedError, match="ensemble_scheduling"):
+        parse_config(b'{"ensemble_scheduling": {"step": []}}', what="config of model 'm'")
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        pytest.param('name = "other"', "is of model 'other'", id="name"),
+        pytest.param('input = [{ name = "z" }]', "input 'z'", id="input"),
+        pytest.param(
+            'output = [{ name = "y", data_type = "TYPE_INT8" }]', "is INT8, the model's is FP32", id="datatype"
+        ),
+        pytest.param('output = [{ name = "y", data_type = "TYPE_X" }]', "'TYPE_X'", id="no datatype"),
+        pytest.param('output = [{ name = "y", label_filename = "../labels" }]', "file name", id="labels elsewhere"),
+        pytest.param('output = [{ name = "y", label_filename = "l.txt" }]', "l.txt is missing", id="no labels"),
+        pytest.param('runtime = "abacus"', "abacus", id="runtime"),
+    ],
+)
+def test_a_configuration_of_another_model_is_refused(root: Path, folders: ModelFolders, config: str, says: str):
+    put_version(root, "m", 1, adds=0)
+    (root / "m" / "config.toml").write_text(config)
+    with pytest.raises(InputError) as caught:
+        folders.find("m").versions[0].open()
+    assert says in caught.value.message
+
+
+def test_labels_and_warmup_come_from_files_beside_the_configuration(root: Path, folders: ModelFolders):
+    put_version(root, "m", 1, adds=0)
+    (root / "m" / "labels.txt").write_text("cat\ndog\n")
+    (root / "m" / "warmup").mkdir()
+    (root / "m" / "warmup" / "data").write_bytes(np.arange(8, dtype=np.float32).tobytes())
+    (root / "m" / "config.pbtxt").write_text(
+        'max_batch_size: 4 output { name: "y" label_filename: "labels.txt" }\n'
+        'model_warmup { name: "w" batch_size: 2 count: 3 '
+        'inputs { key: "x" value { data_type: TYPE_FP32 dims: 4 input_data_file: "data" } } }'
+    )
+    opened = folders.find("m").versions[0].open()
+    assert opened.labels == ("cat", "dog")
+    (request,) = opened.warmup
+    assert (request.count, request.inputs["x"].tolist()) == (3, [[0, 1, 2, 3], [4, 5, 6, 7]])
+    warm_up(opened)
+    opened.model.close()
+
+
+# Changes ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "changes"),
+    [
+        pytest.param(lambda m: (m / "1" / "model.onnx").write_bytes(b"x"), True, id="content"),
+        pytest.param(lambda m: (m / "config.toml").write_text("threads = 2"), True, id="configuration"),
+        pytest.param(lambda m: (m / "2").mkdir(), True, id="version"),
+        pytest.param(lambda m: os.utime(m / "1" / "model.onnx", (1, 1)), True, id="time"),
+        pytest.param(lambda m: (m / "1" / "model.onnx").unlink(), True, id="gone"),
+        pytest.param(lambda m: (m / ".swap").write_text("x"), False, id="hidden"),
+        pytest.param(lambda m: (m / "1" / "again").symlink_to(m), False, id="circle"),
+    ],
+)
+def test_a_fingerprint_tells_changes(
+    root: Path, folders: ModelFolders, change: Callable[[Path], object], changes: bool
+):
+    put_version(root, "m", 1, adds=0)
+    before = folders.fingerprint("m")
+    assert before == folders.fingerprint("m") != ""
+    change(root / "m")
+    assert (folders.fingerprint("m") != before) is changes
+
+
+def test_a_version_with_links_in_circles_is_served(root: Path, folders: ModelFolders):
+    put_version(root, "m", 1, adds=0)
+    (root / "m" / "1" / "again").symlink_to(root / "m")
+    (root / "m" / "1" / "itself").symlink_to("itself")
+    opened = folders.find("m").versions[0].open()
+    opened.model.close()
+
+
+def test_versions_with_the_same_files_are_told_apart(root: Path, folders: ModelFolders):
+    for number in (1, 2):
+        put_version(root, "m", number, adds=0)
+    (root / "m" / "config.toml").write_text("version_policy.all = {}")
+    one, two = folders.find("m").versions
+    assert one.identity.release != two.identity.release
+    again = folders.find("m").versions[0]
+    assert again.identity == one.identity
+
+
+def test_a_folder_that_cannot_be_read_is_the_devices_fault(tmp_path: Path):
+    folders = ModelFolders(tmp_path / "gone", OpenOptions(threads=1, scratch=tmp_path))
+    with pytest.raises(DeviceError, match="cannot read"):
+        folders.names()
