@@ -83,6 +83,9 @@ class RejectedError(TransientError):
 class RequestCancelledError(TransientError):
     """Whoever asked has gone."""
 
+    def __init__(self, message: str = "the request was cancelled before it ran", *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+
 
 class DeviceError(EdgeServeError):
     """This machine cannot do it: no space, no runtime, port in use, limits."""

@@ -61,8 +61,11 @@ MAX_SERVED_PIXELS: Final = 25_000_000
 """Pixels of a picture in a request: those of a 24-megapixel camera, 75 MB on each thread that decodes one."""
 MAX_SERVED_SAMPLES: Final = 10_000_000
 """Samples of sound in a request, all channels together: ten minutes at 16 kHz, 80 MB on each thread."""
-MAX_CONNECTIONS: Final = 1024
-"""Open HTTP connections: the usual soft limit of file descriptors; further ones get 503."""
+MAX_CONNECTIONS: Final = 16_384
+"""Open connections of each protocol where the limit of file descriptors allows as many; further ones get 503. An idle
+one takes 3.6 KiB of the process."""
+DESCRIPTORS_KEPT: Final = 512
+"""File descriptors that connections leave alone: MAX_LOCAL_CONNECTIONS, regions, worker processes, files of models."""
 MAX_BODY_BYTES_IN_FLIGHT: Final = 256 * MIB
 """Bodies held at once over all connections: half the memory of the smallest board; beyond it 503."""
 READ_BUFFER_BYTES: Final = 256 * KIB
@@ -183,23 +186,11 @@ MAX_TRACED_MODELS: Final = 256
 MAX_STREAM_REQUESTS: Final = 1024
 """Requests of one ModelStreamInfer that wait for their answers, which keep their order: a slow one holds all back."""
 MAX_GRPC_CALLS: Final = 1024
-"""Calls at once by grpcio: as MAX_CONNECTIONS; further ones get RESOURCE_EXHAUSTED."""
+"""Calls at once by grpcio; further ones get RESOURCE_EXHAUSTED."""
 GRPC_PING_S: Final = 60.0
 """A silent client of grpcio's server is pinged after this; clients may ping every sixth of it."""
 HEALTH_WATCH_S: Final = 1.0
 """Health is looked at this often while a client watches it."""
-TUNE_BATCH_ROWS: Final = 64
-"""Rows of the largest batch that `tune` tries: on CPUs larger ones were never seen to win."""
-TUNE_DELAYS_US: Final = (200, 1000, 5000)
-"""Times that `tune` lets requests wait for others: from a few hand-overs between threads to a whole small model."""
-TUNE_WINDOW_S: Final = (0.05, 1.0)
-"""Shortest and longest window of load: less measures the scheduler of the system, more does not tell more."""
-TUNE_WINDOWS: Final = 300
-"""Windows that fit the time `tune` is given: 15 configurations at three loads, six rounds of those that matter."""
-TUNE_LEAST_REQUESTS: Final = 10
-"""A window goes on until there are as many answers, and one for each client: of fewer no percentile can be told."""
-TUNE_STRETCH: Final = 20
-"""... but not longer than this many windows: slower models are beyond any latency bound that was asked for."""
 TUNE_LOAD_S: Final = 180.0
 """Start of one configuration: the largest models of the device profiles take half a minute on the smallest board."""
 TUNE_INPUT_BYTES: Final = 256 * MIB

@@ -61,14 +61,14 @@ class Corpus:
 def by_answers(name: str, count: int, folder: Path, seed: int) -> dict[str, Any]:
     """Fuzz one target; the figures of the run. A finding is raised."""
     under_test = target(name)
-    pick = random.Random(seed)
+    pick, change = random.Random(seed), getattr(under_test, "mutate", mutate)
     corpus = Corpus(folder / name, list(under_test.seeds))
     seen: set[object] = set()
     for data in list(corpus.inputs):
         seen.add(_try(under_test, name, data, folder))
     began, memory = time.monotonic(), []
     for number in range(count):
-        data = mutate(pick.choice(corpus.inputs), pick, corpus.inputs)
+        data = change(pick.choice(corpus.inputs), pick, corpus.inputs)
         shown = _try(under_test, name, data, folder)
         if shown not in seen:
             seen.add(shown)
@@ -101,7 +101,7 @@ def by_coverage(name: str, count: int, folder: Path, seed: int) -> None:
 
     def change(data: bytes, _most: int, changed: int) -> bytes:
         pick.seed(changed)
-        return mutate(data, pick, under_test.seeds)
+        return bytes(getattr(under_test, "mutate", mutate)(data, pick, under_test.seeds))
 
     options = [f"-runs={count}", f"-max_len={MAX_BYTES}", f"-seed={seed}", "-rss_limit_mb=2048", "-verbosity=0"]
     options += ["-print_final_stats=1", f"-artifact_prefix={folder}/{name}-found-"]

@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
+from worlds import ECHO, Echo, FindingError
 
 from edgeserve.contracts.errors import EdgeServeError, InputError
 from edgeserve.contracts.limits import MAX_CACHED_HEADS
@@ -19,7 +21,6 @@ from edgeserve_agent.serving.codec import columns
 from edgeserve_agent.serving.codec.answer import encode_answer
 from edgeserve_agent.serving.codec.request import RequestDecoder
 from edgeserve_agent.serving.codec.v1 import read_examples, read_predict
-from worlds import ECHO, Echo, Finding
 
 
 def _spec(name: str, kind: Datatype, *shape: int) -> TensorSpec:
@@ -35,40 +36,59 @@ SIGNATURES = (
         outputs=(_spec("c", Datatype.FP64, -1), _spec("d", Datatype.BF16, -1)),
     ),
 )
+
+
+def _input(spec: TensorSpec, **more: object) -> dict[str, object]:
+    return {"name": spec.name, "shape": [1], "datatype": spec.datatype.value, **more}
+
+
+def _value(kind: Datatype) -> object:
+    return "a" if kind is Datatype.BYTES else True if kind is Datatype.BOOL else 1
+
+
+def _raw(kind: Datatype) -> bytes:
+    return b"\1\0\0\0a" if kind is Datatype.BYTES else bytes(kind.item_bytes)
+
+
+_JSON_KINDS = [spec for spec in ECHO.inputs if spec.datatype not in (Datatype.FP16, Datatype.BF16)]
 _ALL_JSON = json.dumps(
     {
-        "inputs": [
-            {"name": spec.name, "shape": [1], "datatype": spec.datatype.value, "data": ["a"]}
-            if spec.datatype is Datatype.BYTES
-            else {"name": spec.name, "shape": [1], "datatype": spec.datatype.value, "data": [spec.datatype is Datatype.BOOL or 1]}
-            for spec in ECHO.inputs
-            if spec.datatype not in (Datatype.FP16, Datatype.BF16)
-        ],
+        "inputs": [_input(spec, data=[_value(spec.datatype)]) for spec in _JSON_KINDS],
         "outputs": [{"name": "out_FP32", "parameters": {"classification": 1}}, {"name": "out_BYTES"}],
     }
-).encode()  # fmt: skip
-_ALL_BINARY = json.dumps(
-    {
-        "inputs": [
-            {"name": spec.name, "shape": [1], "datatype": spec.datatype.value, "parameters": {"binary_data_size": 5 if spec.datatype is Datatype.BYTES else spec.datatype.item_bytes}}
-            for spec in ECHO.inputs
-        ],
-        "parameters": {"binary_data_output": True},
-    }
-).encode() + b"".join(b"\1\0\0\0a" if s.datatype is Datatype.BYTES else bytes(s.datatype.item_bytes) for s in ECHO.inputs)  # fmt: skip
+).encode()
+_SIZED = [_input(spec, parameters={"binary_data_size": len(_raw(spec.datatype))}) for spec in ECHO.inputs]
+_BINARY_HEAD = json.dumps({"inputs": _SIZED, "parameters": {"binary_data_output": True}}).encode()
+_ALL_BINARY = _BINARY_HEAD + b"".join(_raw(spec.datatype) for spec in ECHO.inputs)
 _ROW = b'{"id":"1","inputs":[{"name":"x","shape":[1,4],"datatype":"FP32","data":[[1,2,3,4]]}],"outputs":[{"name":"y"}]}'
-_ROW_BINARY = b'{"inputs":[{"name":"x","shape":[1,4],"datatype":"FP32","parameters":{"binary_data_size":16}}]}' + bytes(16)
-_TEXTS = b'{"inputs":[{"name":"x","shape":[2,1],"datatype":"BYTES","data":["a","\\u20ac"]}],"parameters":{"sequence_id":"s","sequence_start":true,"priority":1}}'
-_PAIR = b'{"inputs":[{"name":"a","shape":[3],"datatype":"UINT8","parameters":{"binary_data_size":3}},{"name":"b","shape":[1,2],"datatype":"INT64","data":[1,-2]}]}abc'
-
+_SIXTEEN = b'{"inputs":[{"name":"x","shape":[1,4],"datatype":"FP32","parameters":{"binary_data_size":16}}]}' + bytes(16)
+_TEXTS = (
+    b'{"inputs":[{"name":"x","shape":[2,1],"datatype":"BYTES","data":["a","\\u20ac"]}],'
+    b'"parameters":{"sequence_id":"s","sequence_start":true,"priority":1}}'
+)
+_PAIR = (
+    b'{"inputs":[{"name":"a","shape":[3],"datatype":"UINT8","parameters":{"binary_data_size":3}},'
+    b'{"name":"b","shape":[1,2],"datatype":"INT64","data":[1,-2]}]}abc'
+)
 SEEDS = [
-    b"\0\0" + _ALL_JSON, b"\0\1" + _ALL_BINARY, b"\2\0" + _ROW, b"\2\1" + _ROW_BINARY, b"\2\3" + bytes(32),
-    b"\4\0" + _TEXTS, b"\4\3hello", b"\6\1" + _PAIR, b"\6\2\0\x20" + _PAIR,
-    b'\3\0{"instances": [[1,2,3,4],[NaN,Infinity,-1e30,0]]}', b'\3\0{"inputs": {"x": [[1,2,3,4]]}}', b'\3\0{"signature_name":"s","instances":[{"x":[1,2,3,4]}]}',
-    b'\5\0{"instances": [{"b64":"aGk="}]}', b'\5\0{"inputs": [["a"],[{"b64":"aGk="}]]}',
-    b'\7\0{"instances": [{"a": 1, "b": [1,2]}, {"a": 2, "b": [3,4]}]}', b'\3\1{"context":{"x":[1,2,3,4]},"examples":[{},{"x":[1,1,1,1]}]}',
+    b"\0\0" + _ALL_JSON,
+    b"\0\1" + _ALL_BINARY,
+    b"\2\0" + _ROW,
+    b"\2\1" + _SIXTEEN,
+    b"\2\3" + bytes(32),
+    b"\4\0" + _TEXTS,
+    b"\4\3hello",
+    b"\6\1" + _PAIR,
+    b"\6\2\0\x20" + _PAIR,
+    b'\3\0{"instances": [[1,2,3,4],[NaN,Infinity,-1e30,0]]}',
+    b'\3\0{"inputs": {"x": [[1,2,3,4]]}}',
+    b'\3\0{"signature_name":"s","instances":[{"x":[1,2,3,4]}]}',
+    b'\3\1{"context":{"x":[1,2,3,4]},"examples":[{},{"x":[1,1,1,1]}]}',
+    b'\5\0{"instances": [{"b64":"aGk="}]}',
+    b'\5\0{"inputs": [["a"],[{"b64":"aGk="}]]}',
+    b'\7\0{"instances": [{"a": 1, "b": [1,2]}, {"a": 2, "b": [3,4]}]}',
     b'\1\0{"inputs": {"in_FP32": [1.5], "in_BOOL": [true], "in_UINT64": [18446744073709551615], "in_FP16": [1]}}',
-]  # fmt: skip
+]
 
 
 class BodyTarget:
@@ -81,7 +101,7 @@ class BodyTarget:
         self._echo = Echo()
 
     def check(self, data: bytes) -> object:
-        """Raise `Finding` if it is read in two ways, or an error is none of the client's."""
+        """Raise `FindingError` if it is read in two ways, or an error is none of the client's."""
         if len(data) < 2:
             return None
         which = data[0] // 2 % len(SIGNATURES)
@@ -93,23 +113,41 @@ class BodyTarget:
             length, body = _head_length(data[1] % 4, body)
             known, new = self._decoders[which], RequestDecoder(signature)
             forms: tuple[Any, ...] = (body, memoryview(body))
-            outcomes = [_outcome(lambda: self._v2(d, form, length, signature)) for d in (known, new) for form in forms]
+            outcomes = [
+                _outcome(partial(self._v2, decoder, form, length, signature))
+                for decoder in (known, new)
+                for form in forms
+            ]
             if max(len(known._by_bytes), len(known._by_content)) > MAX_CACHED_HEADS:  # noqa: SLF001
-                raise Finding("too many heads are kept")
+                raise FindingError("too many heads are kept")
         if any(one != outcomes[0] for one in outcomes):
-            raise Finding("read in two ways:\n" + "\n".join(map(repr, outcomes)))
+            raise FindingError("read in two ways:\n" + "\n".join(map(repr, outcomes)))
         kind, said = outcomes[0][0], outcomes[0][1]
         return which, data[0] % 2, kind, re.sub(r"\d+|'.*?'", "", said[:80]) if kind == "refused" else str(said)[:40]
 
     def _v2(self, decoder: RequestDecoder, body: Any, length: int | None, signature: Signature) -> Any:
         plan, identity, inputs = decoder.decode(body, length)
         read = {name: _content(array) for name, array in inputs.items()}
-        found = (plan.names, repr(plan.wishes), plan.tail, plan.priority, plan.timeout_us, plan.sequence, repr(plan.parameters))
+        found = (
+            plan.names,
+            repr(plan.wishes),
+            plan.tail,
+            plan.priority,
+            plan.timeout_us,
+            plan.sequence,
+            repr(plan.parameters),
+        )
         answer: Any = None
         if signature is ECHO and set(inputs) == {spec.name for spec in ECHO.inputs}:
             outputs = self._echo.run(inputs)
             encoded = encode_answer(
-                model="m", version="1", request_id=identity, wishes=plan.wishes, outputs=outputs, labels=(), regions=None
+                model="m",
+                version="1",
+                request_id=identity,
+                wishes=plan.wishes,
+                outputs=outputs,
+                labels=(),
+                regions=None,
             )
             answer = encoded.json, [bytes(blob) for blob in encoded.blobs]
         return found, identity, read, answer
@@ -145,4 +183,4 @@ def _outcome(read: Callable[[], Any]) -> tuple[str, Any]:
     except InputError as error:
         return "refused", error.message
     except EdgeServeError as error:
-        raise Finding(f"{type(error).__name__}: {error.message}") from error
+        raise FindingError(f"{type(error).__name__}: {error.message}") from error

@@ -9,12 +9,13 @@ import re
 import struct
 import zlib
 
+from worlds import FindingError, World
+
 from edgeserve.contracts.limits import MAX_KNOWN_HEAD_BYTES, MAX_KNOWN_HEADS
-from worlds import Finding, World
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
-_ERROR = re.compile(rb'"error":"([^"]{0,50})')
+_ERROR = re.compile(rb'"error":"([^":]{0,30})')
 _CHANGING = re.compile(rb"(?i)metrics|stats|explain|trace|logging|%")
 """Requests whose answers change from one to the next; their statuses are compared alone."""
 _HTTP2 = b"PRI * HTTP/2.0\r\n"
@@ -91,24 +92,24 @@ class HttpTarget:
         self._warm, self._forgetful = World(), World()
 
     def check(self, data: bytes) -> object:
-        """Raise `Finding` if the answers differ, or there is none; else say what kind of answers they were."""
+        """Raise `FindingError` if the answers differ, or there is none; else say what kind of answers they were."""
         cuts = _cuts(data)
         whole = bytes(self._warm.talk(data, []).written)
         known = bytes(self._warm.talk(data, []).written)
         cut = bytes(self._forgetful.talk(data, cuts, forgetful=True).written)
         heads = self._warm.http.known_heads
         if len(heads) > MAX_KNOWN_HEADS or any(len(head) > MAX_KNOWN_HEAD_BYTES for head in list(heads)[-3:]):
-            raise Finding("too many heads are kept")
+            raise FindingError("too many heads are kept")
         if data.startswith(_HTTP2):
             return b"HTTP/2", len(whole) // 40
         forms = [_form(data, written) for written in (whole, known, cut)]
         if not forms[0] == forms[1] == forms[2]:
-            raise Finding(f"answers differ, cut at {cuts}:\n" + "\n".join(repr(form) for form in forms))
+            raise FindingError(f"answers differ, cut at {cuts}:\n" + "\n".join(repr(form) for form in forms))
         if not whole and data.strip(b"\r\n"):
-            raise Finding("no answer")
+            raise FindingError("no answer")
         statuses = tuple(_STATUS.findall(whole))
         if b"500" in statuses:
-            raise Finding(f"a failure of the server: {whole!r}")
+            raise FindingError(f"a failure of the server: {whole!r}")
         return statuses[-3:], tuple(re.sub(rb"\d+|'.*?'", b"", one) for one in _ERROR.findall(whole)[-2:])
 
 

@@ -33,7 +33,7 @@ SMALL = {"head_bytes": 4096, "body_bytes": 60_000, "read_buffer_bytes": 4096}
 """Bounds that inputs of a few kilobytes can reach."""
 
 
-class Finding(AssertionError):
+class FindingError(AssertionError):
     """What must not happen has happened."""
 
 
@@ -84,10 +84,10 @@ class Complaints(logging.Handler):
         self.said.append(self.format(record))
 
     def check(self) -> None:
-        """Raises `Finding` for what was logged since the last time."""
+        """Raises `FindingError` for what was logged since the last time."""
         if self.said:
             said, self.said = self.said, []
-            raise Finding("logged: " + "\n".join(said))
+            raise FindingError("logged: " + "\n".join(said))
 
 
 class Wire(asyncio.Transport):
@@ -103,7 +103,7 @@ class Wire(asyncio.Transport):
 
     def write(self, data: Any) -> None:
         if self.eof:
-            raise Finding("written after the end")
+            raise FindingError("written after the end")
         if not self.closed:
             self.written += memoryview(data).cast("B")
 
@@ -168,7 +168,7 @@ class World:
             await asyncio.sleep(0)
             end = end or time.monotonic() + PATIENCE_S
             if time.monotonic() > end:
-                raise Finding(f"waited in vain until {what}")
+                raise FindingError(f"waited in vain until {what}")
 
     def forget(self) -> None:
         """Forget all that is kept of requests."""
@@ -184,7 +184,7 @@ class World:
         self.loop.run_until_complete(self._talk(wire, stream, cuts, forgetful=forgetful))
         self.complaints.check()
         if self.http._held:  # noqa: SLF001
-            raise Finding(f"{self.http._held} bytes of bodies are still counted")  # noqa: SLF001
+            raise FindingError(f"{self.http._held} bytes of bodies are still counted")  # noqa: SLF001
         return wire
 
     async def _talk(self, wire: Wire, stream: bytes, cuts: list[int], *, forgetful: bool) -> None:
@@ -200,7 +200,7 @@ class World:
                 room = wire.protocol.get_buffer(-1)
                 count = min(len(room), len(piece))
                 if not count:
-                    raise Finding("an empty buffer")
+                    raise FindingError("an empty buffer")
                 room[:count] = piece[:count]
                 wire.protocol.buffer_updated(count)
                 piece = piece[count:]

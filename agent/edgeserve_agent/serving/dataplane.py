@@ -77,7 +77,11 @@ class DataPlane(Catalog):
         served.in_flight -= 1
         if served.retired:
             self._close_if_done(served)
-        call.done(call, answer)
+        try:
+            call.done(call, answer)
+        except Exception as error:  # noqa: BLE001 - it is logged; a client must not wait for an answer that never comes
+            _LOG.exception("an answer of %s %s cannot be written", served.identity.model, served.identity.version)
+            call.done(call, DeviceError(f"the answer cannot be written: {error}"))
 
     def _failure(self, call: Call, error: Exception, duration_ns: int) -> EdgeServeError:
         identity, counters = call.served.identity, call.served.counters

@@ -13,7 +13,6 @@ from edgeserve.contracts.limits import FEEDBACK_RING, MAX_FEEDBACK_ROWS, MAX_REQ
 from edgeserve.contracts.task import Task
 from edgeserve.contracts.tensors import Signature
 from edgeserve.runtimes.base import Tensor
-from edgeserve.task.classes import CLASSIFIERS, predictions
 
 Label = int | str
 Labels = Label | list[Label]
@@ -42,6 +41,8 @@ class Classifier:
 
     def predict(self, outputs: Mapping[str, Tensor]) -> tuple[list[int], int]:
         """The class of each row and the number of classes; no rows where the answer is not a class."""
+        from edgeserve.task.classes import CLASSIFIERS, predictions  # most devices have no use for it at start
+
         found = outputs[self._output]
         if self._task.kind not in CLASSIFIERS or not found.ndim or not found.size or len(found) > MAX_FEEDBACK_ROWS:
             return [], 0

@@ -6,13 +6,14 @@ import asyncio
 import errno
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
 from typing import Final
 
 from edgeserve.contracts import limits
 from edgeserve.contracts.errors import DeviceError
+from edgeserve_agent.serving.descriptors import connection_limit
 from edgeserve_agent.serving.http_protocol import HttpConnection
 from edgeserve_agent.serving.http_reader import KnownHead
 from edgeserve_agent.serving.messages import Handler, Reply, Request, error_response
@@ -35,7 +36,8 @@ class HttpLimits:
     idle_s: float = limits.IDLE_CONNECTION_S
     linger_s: float = limits.LINGER_S
     pipelined: int = limits.MAX_PIPELINED
-    connections: int = limits.MAX_CONNECTIONS
+    connections: int = field(default_factory=connection_limit)
+    """By the limit of file descriptors."""
 
 
 Http2 = Callable[[asyncio.Transport, bytes], None]

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from edgeserve.contracts.limits import LOOP_RUN_MAX_US
 from edgeserve.contracts.model_config import Isolation, ModelConfig
+from edgeserve.contracts.task import Task
+from edgeserve.contracts.tensors import Signature
 from edgeserve.runtimes.base import Tensors
 from edgeserve_agent.serving.codec.request import RequestDecoder
 from edgeserve_agent.serving.counters import Counters
-from edgeserve_agent.serving.feedback import Classifier
 from edgeserve_agent.serving.opened import Warm
 from edgeserve_agent.serving.scheduling.base import Scheduler
-from edgeserve_agent.serving.scheduling.stateful import client_signature
+
+if TYPE_CHECKING:
+    from edgeserve_agent.serving.feedback import Classifier
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +41,11 @@ class ServedRelease:
         self.identity = identity
         self.opened = opened
         self.model = opened.model
-        self.signature = client_signature(opened.model.signature, opened.config)
+        self.signature = _client_signature(opened.model.signature, opened.config)
         self.config: ModelConfig = opened.config
         self.counters = counters
         self.call_us = warm.call_us
-        self.classifier = Classifier(opened.task, self.signature) if opened.task else None
+        self.classifier = _classifier(opened.task, self.signature)
         self.labels: tuple[str, ...] = opened.labels or (opened.task.labels if opened.task else ())
         self.decoder = RequestDecoder(self.signature)
         # Time is taken to grow with the number of elements.
@@ -64,3 +68,22 @@ class ServedRelease:
         if identity.counter:
             return identity.counter
         return int(identity.version) if identity.version.isascii() and identity.version.isdecimal() else 1
+
+
+# What few models have is imported with the first that has it.
+
+
+def _client_signature(signature: Signature, config: ModelConfig) -> Signature:
+    if config.sequence_batching is None:
+        return signature
+    from edgeserve_agent.serving.scheduling.stateful import client_signature
+
+    return client_signature(signature, config)
+
+
+def _classifier(task: Task | None, signature: Signature) -> Classifier | None:
+    if task is None:
+        return None
+    from edgeserve_agent.serving.feedback import Classifier
+
+    return Classifier(task, signature)

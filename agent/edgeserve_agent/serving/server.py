@@ -13,29 +13,22 @@ from edgeserve.contracts.errors import EdgeServeError
 from edgeserve.contracts.limits import DRAIN_S
 from edgeserve_agent.serving.cores import worker_threads
 from edgeserve_agent.serving.dataplane import DataPlane
+from edgeserve_agent.serving.descriptors import raise_descriptor_limit
 from edgeserve_agent.serving.heap import keep_large_blocks
 from edgeserve_agent.serving.http_server import HttpLimits, HttpServer
 from edgeserve_agent.serving.listen import Address, Listening
-from edgeserve_agent.serving.local_server import LocalServer
-from edgeserve_agent.serving.rest.api import Api
-from edgeserve_agent.serving.rest.cloud import CloudApi
-from edgeserve_agent.serving.rest.feedback import FeedbackApi
-from edgeserve_agent.serving.rest.inspection import InspectionApi
-from edgeserve_agent.serving.rest.metrics import Metrics
-from edgeserve_agent.serving.rest.openapi import OpenApi
-from edgeserve_agent.serving.rest.repository import RepositoryApi
-from edgeserve_agent.serving.rest.settings import SettingsApi
-from edgeserve_agent.serving.rest.shared_memory import SharedMemoryApi
-from edgeserve_agent.serving.rest.v1 import V1
+from edgeserve_agent.serving.rest.api import Api, Dialect
+from edgeserve_agent.serving.rest.deferred import Deferred
 from edgeserve_agent.serving.rest.v2 import V2
 from edgeserve_agent.serving.settings import LogSettings, TraceSettings
-from edgeserve_agent.serving.shared_memory import SharedMemory
 from edgeserve_agent.serving.workers import Workers
 
 if TYPE_CHECKING:
     from edgeserve_agent.serving.grpc.service import GrpcService
     from edgeserve_agent.serving.h2.server import H2Server
+    from edgeserve_agent.serving.local_server import LocalServer
     from edgeserve_agent.serving.repository_control import RepositoryControl
+    from edgeserve_agent.serving.shared_memory import SharedMemory
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -84,26 +77,12 @@ class ModelServer:
         self.repository: RepositoryControl | None = None
         """What clients may load from and unload; set before anything listens."""
         self._loop = loop
-        self._regions = SharedMemory() if allow_shm else None
+        self._regions = _shared_memory() if allow_shm else None
         self._trace, self._log = TraceSettings(), LogSettings(_set_level)
-        v1 = V1(self.plane)
-        repository = RepositoryApi(loop, self.plane, lambda: self.repository)
+        self._insecure = insecure
         self._v2 = V2(self.plane, insecure=insecure, extensions=EXTENSIONS, regions=self._regions)
-        cloud = CloudApi(self.plane, v1, self._v2, repository, os.environ)
         self._api = Api(
-            [
-                InspectionApi(self.plane),
-                FeedbackApi(self.plane),
-                SettingsApi(self.plane, trace=self._trace, log=self._log),
-                self._v2,
-                repository,
-                SharedMemoryApi(self._regions),
-                v1,
-                cloud,
-                Metrics(self.plane, insecure=insecure),
-                OpenApi(self.plane, cloud.aliases),
-            ],
-            workers=lambda: Workers(loop, threads=1, name="codec"),
+            [self._v2, Deferred(self._other_dialects)], workers=lambda: Workers(loop, threads=1, name="codec")
         )
         self._http = HttpServer(loop, self._api.handle, limits=limits, http2=self._adopt)
         self._service: GrpcService | None = None
@@ -134,6 +113,8 @@ class ModelServer:
             await self._http.listen_unix(listening.uds)
             addresses["uds"] = str(listening.uds)
         if listening.local is not None:
+            from edgeserve_agent.serving.local_server import LocalServer
+
             self._local = LocalServer(self._loop, self.plane)
             self._local.listen(listening.local)
             addresses["local"] = str(listening.local)
@@ -149,6 +130,32 @@ class ModelServer:
         await asyncio.gather(*closing)
         self._api.close()
         self.plane.close()
+
+    def _other_dialects(self) -> list[Dialect]:
+        from edgeserve_agent.serving.rest.cloud import CloudApi
+        from edgeserve_agent.serving.rest.feedback import FeedbackApi
+        from edgeserve_agent.serving.rest.inspection import InspectionApi
+        from edgeserve_agent.serving.rest.metrics import Metrics
+        from edgeserve_agent.serving.rest.openapi import OpenApi
+        from edgeserve_agent.serving.rest.repository import RepositoryApi
+        from edgeserve_agent.serving.rest.settings import SettingsApi
+        from edgeserve_agent.serving.rest.shared_memory import SharedMemoryApi
+        from edgeserve_agent.serving.rest.v1 import V1
+
+        v1 = V1(self.plane)
+        repository = RepositoryApi(self._loop, self.plane, lambda: self.repository)
+        cloud = CloudApi(self.plane, v1, self._v2, repository, os.environ)
+        return [
+            InspectionApi(self.plane),
+            FeedbackApi(self.plane),
+            SettingsApi(self.plane, trace=self._trace, log=self._log),
+            repository,
+            SharedMemoryApi(self._regions),
+            v1,
+            cloud,
+            Metrics(self.plane, insecure=self._insecure),
+            OpenApi(self.plane, cloud.aliases),
+        ]
 
     def _grpc(self) -> H2Server:
         """The gRPC side, made when the first client wants it: protobuf takes memory that not every device has."""
@@ -177,6 +184,12 @@ class ModelServer:
         server.adopt(transport, first)
 
 
+def _shared_memory() -> SharedMemory:
+    from edgeserve_agent.serving.shared_memory import SharedMemory
+
+    return SharedMemory()
+
+
 def _set_level(settings: LogSettings) -> None:
     logging.getLogger().setLevel(settings.level)
 
@@ -184,6 +197,7 @@ def _set_level(settings: LogSettings) -> None:
 def run(main: Callable[[asyncio.AbstractEventLoop, asyncio.Event], Coroutine[Any, Any, T]]) -> T:
     """Run `main` on a loop of uvloop, where there is one, and set its event at SIGTERM and SIGINT."""
     keep_large_blocks()
+    raise_descriptor_limit()
     loop = _new_loop()
     asyncio.set_event_loop(loop)
     stop = asyncio.Event()

@@ -14,7 +14,6 @@ from edgeserve.contracts.errors import DeviceError, InputError, NotFoundError
 from edgeserve.contracts.limits import MAX_GOLDEN_BYTES
 from edgeserve.contracts.model_config import ModelConfig
 from edgeserve.contracts.names import model_name
-from edgeserve.golden import Golden, reproduce
 from edgeserve.release.blobs import open_regular
 from edgeserve.runtimes.base import RuntimeOptions
 from edgeserve.runtimes.variant import load_variant
@@ -244,6 +243,8 @@ def open_release_variant(path: Path, *, options: OpenOptions, config: ModelConfi
     )
     try:
         if _GOLDEN in release.evidence:
+            from edgeserve.golden import Golden, reproduce
+
             golden = Golden.load(release.read_evidence(_GOLDEN, limit=MAX_GOLDEN_BYTES))
             result = reproduce(model, golden, contract.tolerance, contract.task)
             _LOG.info("golden set reproduced: %d rows, %.1f %% agree", result.rows, 100 * result.agreement)

@@ -11,13 +11,12 @@ from itertools import count
 from typing import Final
 
 from edgeserve.contracts.errors import EdgeServeError
-from edgeserve.contracts.limits import TUNE_LEAST_REQUESTS, TUNE_STRETCH
 from edgeserve.runtimes.base import Tensors
 from edgeserve_agent.serving.call import Call
 from edgeserve_agent.serving.call import Sequence as CallSequence
 from edgeserve_agent.serving.dataplane import DataPlane
 from edgeserve_agent.serving.served import ServedRelease
-from edgeserve_agent.tune.messages import Measured
+from edgeserve_agent.tune.messages import LEAST_REQUESTS, STRETCH, Measured
 
 _RAMP: Final = 0.2
 """Of a window, before it begins to count: as long as all clients need to come into step."""
@@ -59,10 +58,10 @@ class ClosedLoop:
 
         Args:
             concurrency: Clients.
-            window_s: Goes on longer until there are enough answers, up to TUNE_STRETCH times.
+            window_s: Goes on longer until there are enough answers, up to STRETCH times.
             percentile: Of the tail latency.
         """
-        window = _Window(self._loop, least=max(concurrency, TUNE_LEAST_REQUESTS))
+        window = _Window(self._loop, least=max(concurrency, LEAST_REQUESTS))
         for _ in range(concurrency):
             client = _Client(self, window, next(self._ids) if self._sequences else 0)
             window.clients.append(client)
@@ -71,7 +70,7 @@ class ClosedLoop:
         window.open()
         await asyncio.sleep(window_s)
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(window.enough.wait(), window_s * (TUNE_STRETCH - 1))
+            await asyncio.wait_for(window.enough.wait(), window_s * (STRETCH - 1))
         window.close()
         await window.idle.wait()
         return window.measured(percentile)

@@ -17,10 +17,10 @@ from typing import Final, TypeVar
 import msgspec
 
 from edgeserve.contracts.errors import DeviceError, EdgeServeError, InputError, TrustError
-from edgeserve.contracts.limits import KIB, TUNE_LOAD_S, TUNE_RESERVE_BYTES, TUNE_STRETCH
+from edgeserve.contracts.limits import KIB, TUNE_LOAD_S, TUNE_RESERVE_BYTES
 from edgeserve.contracts.model_config import Isolation, ModelConfig
 from edgeserve_agent.isolation.memory import process_memory
-from edgeserve_agent.tune.messages import Answer, Command, Failed, Measure, Measured, Ready, Start
+from edgeserve_agent.tune.messages import STRETCH, Answer, Command, Failed, Measure, Measured, Ready, Start
 from edgeserve_agent.tune.objective import Sample
 from edgeserve_agent.tune.settings import model_config
 from edgeserve_agent.tune.space import Configuration
@@ -116,7 +116,7 @@ class Trial:
         found = self._ask(
             Measure(concurrency=concurrency, window_s=load.window_s, percentile=load.percentile),
             Measured,
-            2 * TUNE_STRETCH * load.window_s + _GRACE_S,
+            2 * STRETCH * load.window_s + _GRACE_S,
         )
         if found.failed:
             raise DeviceError(f"requests failed: {found.error}")

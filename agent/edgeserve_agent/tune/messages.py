@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from edgeserve.contracts.model_config import ModelConfig
+
+LEAST_REQUESTS: Final = 10
+"""A window goes on until there are as many answers, and one for each client: of fewer no percentile can be told."""
+STRETCH: Final = 20
+"""... but not longer than this many windows: slower models are beyond any latency bound that was asked for."""
 
 
 class Start(msgspec.Struct, frozen=True, kw_only=True, tag=True):

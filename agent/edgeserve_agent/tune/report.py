@@ -168,7 +168,7 @@ def report(outcome: Outcome, facts: DeviceFacts) -> TuneReport:
         window_s=outcome.window_s,
         finished=outcome.finished,
         possible=len(outcome.space),
-        trials=tuple(_trial(point, goal, is_chosen=point is chosen) for point in _ordered(outcome)),
+        trials=tuple(_trial(point, goal, chosen) for point in _ordered(outcome)),
         chosen=str(chosen.configuration) if chosen else None,
         against_default=_comparison(chosen, default, compared) if chosen and default and compared else None,
         batching=_batching(outcome),
@@ -200,7 +200,7 @@ def _ordered(outcome: Outcome) -> list[Point]:
     )
 
 
-def _trial(point: Point, goal: Goal, *, is_chosen: bool) -> Trial:
+def _trial(point: Point, goal: Goal, chosen: Point | None) -> Trial:
     one = point.configuration
     best = operating(point, goal)
     return Trial(
@@ -215,8 +215,8 @@ def _trial(point: Point, goal: Goal, *, is_chosen: bool) -> Trial:
         memory_bytes=point.memory_bytes,
         loads=tuple(_load(level) for level in point.levels()),
         best_at=best.concurrency if best else None,
-        verdict="chosen" if is_chosen else _verdict(point, goal),
-        is_chosen=is_chosen,
+        verdict=_verdict(point, goal, chosen),
+        is_chosen=point is chosen,
     )
 
 
@@ -231,12 +231,20 @@ def _load(level: Sample) -> Load:
     )
 
 
-def _verdict(point: Point, goal: Goal) -> str:
+def _verdict(point: Point, goal: Goal, chosen: Point | None) -> str:
+    if point is chosen:
+        return "chosen"
     if point.refused:
         return f"cannot be served: {point.refused}"
     if goal.memory_bytes is not None and point.memory_bytes > goal.memory_bytes:
         return "over the memory budget"
-    return "meets the bounds" if operating(point, goal) else "over the latency bound at every load"
+    if not operating(point, goal):
+        return "over the latency bound at every load"
+    found = gain(point, chosen, goal) if chosen else None
+    if found is None:
+        return "not measured beside the chosen one"
+    # Figures of other rounds met other work of the machine: only those of the same rounds are compared.
+    return f"{found.ratio:.2f}x the chosen one in {found.rounds} common {'round' if found.rounds == 1 else 'rounds'}"
 
 
 def _comparison(one: Point, other: Point, found: Gain) -> Comparison:

@@ -94,13 +94,8 @@ def _toward(space: Space, goal: Goal, usable: Sequence[Point], known: set[Config
 def _near(space: Space, worth: Mapping[Configuration, float], allowed: Sequence[Point], best: Point) -> list[Point]:
     """Those worth so nearly as much as the best that another round may turn them round."""
     least = NEAR * worth[best.configuration]
-    near = [
-        point
-        for point in allowed
-        if point is not best and worth[point.configuration] >= least and len(point.rounds) < 3 * ROUNDS
-    ]
-    near.sort(key=lambda point: (-worth[point.configuration], space.simplicity(point.configuration)))
-    return near
+    near = [point for point in allowed if point is not best and worth[point.configuration] >= least]
+    return sorted(near, key=lambda point: (-worth[point.configuration], space.simplicity(point.configuration)))
 
 
 def _finals(

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 from edgeserve.contracts.errors import InputError
-from edgeserve.contracts.limits import MAX_INSTANCES, TUNE_BATCH_ROWS, TUNE_DELAYS_US
+from edgeserve.contracts.limits import MAX_INSTANCES
+
+_BATCH_ROWS: Final = 64
+"""Rows of the largest batch that is tried: so many clients at once are rare on one device."""
+_DELAYS_US: Final = (200, 1000, 5000)
+"""Times that `tune` lets requests wait for others: from a few hand-overs between threads to a whole small model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,9 +177,9 @@ def space_of(
         concurrency: Most requests at once: a batch cannot become larger.
         latency_ms: Bound of the latency: no request waits longer than half of it for others.
     """
-    most = min(concurrency, TUNE_BATCH_ROWS)
+    most = min(concurrency, _BATCH_ROWS)
     batches = [1 << power for power in range(1, most.bit_length()) if 1 << power <= most] if batchable else []
-    delays = [delay for delay in TUNE_DELAYS_US if latency_ms is None or delay <= 500 * latency_ms]
+    delays = [delay for delay in _DELAYS_US if latency_ms is None or delay <= 500 * latency_ms]
     return Space(
         default=default,
         cores=cores,

@@ -10,7 +10,7 @@ from typing import Final
 
 from edgeserve import plugins
 from edgeserve.contracts.errors import EdgeServeError, InputError
-from edgeserve.contracts.limits import TUNE_RESERVE_BYTES, TUNE_WINDOW_S, TUNE_WINDOWS
+from edgeserve.contracts.limits import TUNE_RESERVE_BYTES
 from edgeserve_agent.serving.cores import worker_threads
 from edgeserve_agent.tune.measure import Bench, Load, Subject, available_bytes, bench, in_turn
 from edgeserve_agent.tune.messages import Ready
@@ -22,6 +22,10 @@ EXPLORING: Final = 0.5
 """Share of the time that new configurations are tried in at least; the rest tells apart what is good."""
 _LAST: Final = 5 * ROUNDS
 """Measurements that this takes: of five finalists."""
+_WINDOW_S: Final = (0.05, 1.0)
+"""Shortest and longest window of load: less measures the scheduler of the system, more does not tell more."""
+_WINDOWS: Final = 300
+"""Windows that fit the time `tune` is given: 15 configurations at three loads, eight rounds of some."""
 _NULL: Final = "null"
 """Answers nothing of what the model would."""
 
@@ -86,8 +90,8 @@ class _Tuning:
         self._points: dict[Configuration, Point] = {}
         self._rounds = 0
         self._measuring_s = 0.0
-        shortest, longest = TUNE_WINDOW_S
-        window_s = min(max(request.seconds / TUNE_WINDOWS, shortest), longest)
+        shortest, longest = _WINDOW_S
+        window_s = min(max(request.seconds / _WINDOWS, shortest), longest)
         self._load = Load(concurrencies=request.concurrencies, window_s=window_s, percentile=request.goal.percentile)
         # What the machine has not got is not to be had, whatever was asked for.
         there = max(available_bytes() - TUNE_RESERVE_BYTES, 1)
@@ -144,9 +148,12 @@ class _Tuning:
         seconds = self._request.seconds
         while self._spent() < seconds:
             explore = seconds - self._spent() > min((1 - EXPLORING) * seconds, _LAST * self._mean_s())
-            step = next_pass(space, self._goal, tuple(self._points.values()), explore=explore)
+            points = tuple(self._points.values())
+            step = next_pass(space, self._goal, points, explore=explore)
+            if step is None and not explore:  # there is time left for what was not tried
+                step = next_pass(space, self._goal, points)
             if step is None:
-                return explore or next_pass(space, self._goal, tuple(self._points.values())) is None
+                return True
             self._rounds += 1
             for configuration in in_turn(step.configurations, self._rounds):
                 if self._points and self._spent() >= seconds:

@@ -152,7 +152,7 @@ def test_the_interval_holds_the_median_of_its_values(values):
     assert (coverage >= COVERAGE) == (len(values) >= ROUNDS)
 
 
-@pytest.mark.parametrize("rounds", [6, 7, 9, 12, 15])
+@pytest.mark.parametrize("rounds", [8, 9, 12, 16])
 def test_the_interval_covers_the_true_median_as_often_as_it_says(rounds):
     draw = random.Random(rounds)
     hits, said = 0, 0.0

@@ -51,7 +51,7 @@ def test_a_win_of_batching_says_by_how_much_and_how_sure(tmp_path):
     assert found.winner.max_batch_size == 8
     assert found.trials[0] is found.winner
     assert found.against_default.certain
-    assert found.batching.startswith("on: 3.00x the throughput of 4 x 1 thread (97 % sure: 3.00 to 3.00, 6 rounds)")
+    assert found.batching.startswith("on: 3.00x the throughput of 4 x 1 thread (99 % sure: 3.00 to 3.00, 8 rounds)")
     assert found.cpu == "Cortex-A76"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import numpy as np
 
@@ -27,7 +28,9 @@ def classify(name: str, array: Tensor, classes: int, labels: Sequence[str]) -> T
     """
     if array.dtype.kind not in "fiu":
         raise InputError(f"output {name!r} holds no scores that could be sorted into classes")
-    rows = array.reshape(len(array), -1) if array.ndim > 1 else array.reshape(1, -1)
+    # Written out: numpy cannot tell the size of a row where there are none.
+    shape = (len(array), prod(array.shape[1:])) if array.ndim > 1 else (1, array.size)
+    rows = array.reshape(shape)
     count = min(classes, rows.shape[1])
     # NaN sorts last: it is nobody's best class.
     keys = np.where(np.isnan(rows), -np.inf, rows) if rows.dtype.kind == "f" else rows.astype(np.float64)

@@ -44,7 +44,7 @@ def from_json(name: str, datatype: Datatype, shape: tuple[int, ...], given: byte
         )
     try:
         values = _values_decoder(datatype, depth).decode(data)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise InputError(f"input {name!r}: {explained(data, error)}") from error
     try:
         if datatype is Datatype.FP32:

@@ -6,7 +6,7 @@ import asyncio
 import errno
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from edgeserve.contracts.errors import DeviceError
@@ -22,13 +22,13 @@ from edgeserve.contracts.limits import (
     IDLE_CONNECTION_S,
     LINGER_S,
     MAX_BODY_BYTES_IN_FLIGHT,
-    MAX_CONNECTIONS,
     MAX_HEAD_BYTES,
     MAX_REQUEST_BYTES,
     READ_BUFFER_BYTES,
     REQUEST_BODY_MIN_BYTES_PER_S,
     REQUEST_HEAD_S,
 )
+from edgeserve_agent.serving.descriptors import connection_limit
 from edgeserve_agent.serving.h2 import frames
 from edgeserve_agent.serving.h2.connection import H2Connection
 from edgeserve_agent.serving.h2.messages import PREFIX, MessageAssembler, MessageMemory
@@ -54,7 +54,8 @@ class H2Limits:
     idle_s: float = IDLE_CONNECTION_S
     linger_s: float = LINGER_S
     ping_s: float = H2_PING_S
-    connections: int = MAX_CONNECTIONS
+    connections: int = field(default_factory=connection_limit)
+    """By the limit of file descriptors."""
     concurrent_streams: int = H2_CONCURRENT_STREAMS
     resets: int = H2_RESETS
     idle_frames: int = H2_IDLE_FRAMES

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from http import HTTPStatus
@@ -54,6 +54,11 @@ class Dialect(Protocol):
 
     def route(self, parts: list[str]) -> Route | None:
         """The route of a path, given as its percent-decoded parts without the leading slash; None = not of this."""
+
+
+def find_route(dialects: Iterable[Dialect], parts: list[str]) -> Route | None:
+    """The route of a path by the first dialect that knows it."""
+    return next(filter(None, (dialect.route(parts) for dialect in dialects)), None)
 
 
 class Api:
@@ -159,7 +164,7 @@ class Api:
     def _find(self, target: bytes) -> Route:
         path = target.partition(b"?")[0].decode("latin-1")
         parts = [unquote(part) for part in path.rstrip("/").split("/")[1:]]
-        route = next(filter(None, (dialect.route(parts) for dialect in self._dialects)), None)
+        route = find_route(self._dialects, parts)
         if route is None:
             raise NotFoundError(f"no such path: {path[:200]}", hint="GET /openapi.json lists what there is")
         if len(target) <= _MAX_ROUTE_BYTES:

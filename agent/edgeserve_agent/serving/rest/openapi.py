@@ -43,7 +43,7 @@ def document(active: Sequence[ServedRelease], aliases: Mapping[str, str]) -> dic
     """The document for what `active` models take."""
     # Not needed before someone asks: a device need not hold it in memory.
     from edgeserve_agent.serving.rest.openapi_paths import PATH_PARAMETERS, PATHS, TAGS
-    from edgeserve_agent.serving.rest.openapi_schemas import SCHEMAS
+    from edgeserve_agent.serving.rest.openapi_schemas import EXAMPLES, SCHEMAS
 
     names = {
         "model": [served.identity.model for served in active],
@@ -66,6 +66,8 @@ def document(active: Sequence[ServedRelease], aliases: Mapping[str, str]) -> dic
         for name, text in PATH_PARAMETERS.items()
     }
     schemas = {name: dict(schema) for name, schema in SCHEMAS.items()}
+    for name, example in EXAMPLES.items():
+        schemas[name]["examples"] = [example]
     if active:
         _add_examples(schemas, active[0])
     return {
@@ -73,7 +75,7 @@ def document(active: Sequence[ServedRelease], aliases: Mapping[str, str]) -> dic
         "info": {
             "title": "edgeserve model server",
             "version": __version__,
-            "description": "All dialects of one port. Bodies may be gzip or deflate both ways. gRPC is on the same port.",
+            "description": "All dialects of one port, which speaks gRPC, too. Bodies may be gzip or deflate.",
         },
         "tags": [{"name": name} for name in TAGS],
         "paths": paths,

@@ -237,3 +237,17 @@ SCHEMAS: Final[dict[str, Schema]] = {
     "CloudLoadRequest": fields({"model_name": TEXT}, {"url": TEXT}),
 }  # fmt: skip
 """By name."""
+
+EXAMPLES: Final[dict[str, Any]] = {
+    "Feedback": {"id": "42", "label": "cat"},
+    "FeedbackBatch": {"feedback": [{"id": "42", "label": 3}, {"id": "43", "label": ["cat", "dog"]}]},
+    "RepositoryIndexRequest": {"ready": True},
+    "RepositoryLoadRequest": {"parameters": {"config": "{}"}},
+    "RepositoryUnloadRequest": {"parameters": {"unload_dependents": False}},
+    "TraceChanges": {"trace_level": ["TIMESTAMPS"], "trace_rate": "100", "log_frequency": None},
+    "LogChanges": {"log_info": True, "log_verbose_level": 0},
+    "SharedMemoryRegistration": {"key": "/frames", "offset": 0, "byte_size": 4096},
+    "ExamplesRequest": {"examples": [{"x": [1.0, 2.0]}], "context": {}},
+    "CloudLoadRequest": {"model_name": "m", "url": "/opt/ml/models/m/model"},
+}
+"""Of what is sent, by name of the schema; inference has examples of what is served."""

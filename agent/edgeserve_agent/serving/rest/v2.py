@@ -30,7 +30,6 @@ from edgeserve_agent.serving.messages import (
 )
 from edgeserve_agent.serving.regions import Regions
 from edgeserve_agent.serving.rest.api import Route, get, post
-from edgeserve_agent.serving.rest.media import Media, is_file
 from edgeserve_agent.serving.rest.rendering import Rendering
 
 HEAD_LENGTH: Final = b"inference-header-content-length"
@@ -57,7 +56,6 @@ class V2:
         self._insecure = insecure
         self._extensions = extensions
         self._regions = regions
-        self._media = Media(plane)
         self.draining = False
 
     def route(self, parts: list[str]) -> Route | None:
@@ -71,6 +69,8 @@ class V2:
                 return get(self._ready)
             case ["v2", "models"]:
                 return get(self._models)
+            case ["v2", "models", "stats"]:
+                return None  # of the statistics extension
             case ["v2", "models", model, "versions", version, *rest]:
                 return self._model_route(model, version, rest)
             case ["v2", "models", model, *rest]:
@@ -100,9 +100,12 @@ class V2:
         served = self._plane.find(model, version)
         headers = request.headers
         declared = headers.get(HEAD_LENGTH)
-        if declared is None and is_file(request):
-            self._media.infer(served, request, reply)
-            return
+        if declared is None and _may_be_file(request):
+            from edgeserve_agent.serving.rest.media import Media, is_file
+
+            if is_file(request):
+                Media(self._plane).infer(served, request, reply)
+                return
         try:
             length = None if declared is None else _head_length(declared)
             plan, request_id, inputs = served.decoder.decode(request.body, length, self._regions)
@@ -209,6 +212,11 @@ class V2:
             },
         }
         reply(json_response(200, document))
+
+
+def _may_be_file(request: Request) -> bool:
+    """Whether it is worth a look if the body is a picture or sound."""
+    return request.body[:1] != b"{" or request.headers.get(b"content-type", b"")[:6].lower() in (b"image/", b"audio/")
 
 
 def server_timing(call: Call) -> bytes:

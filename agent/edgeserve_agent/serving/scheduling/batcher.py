@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
-from edgeserve.contracts.errors import EdgeServeError
+from edgeserve.contracts.errors import EdgeServeError, RequestCancelledError
 from edgeserve.contracts.model_config import DynamicBatching
 from edgeserve.runtimes.base import LoadedModel, Tensors
 from edgeserve.runtimes.checks import check_inputs
 from edgeserve_agent.serving.call import Call
 from edgeserve_agent.serving.scheduling.base import Finish
-from edgeserve_agent.serving.scheduling.batching import Queue, Waiting, nobody_waits
+from edgeserve_agent.serving.scheduling.batching import Queue, Waiting
 from edgeserve_agent.serving.scheduling.instances import MakeInstances, Work
 from edgeserve_agent.serving.scheduling.joining import (
     Joiner,
@@ -180,7 +180,7 @@ class DynamicBatchScheduler:
         began = _now()
         call.queue_ns = began - call.arrived_ns
         if call.cancelled:
-            return nobody_waits()
+            return RequestCancelledError()
         try:
             return self._run(call.inputs)
         except Exception as error:  # noqa: BLE001 - the data plane tells them apart

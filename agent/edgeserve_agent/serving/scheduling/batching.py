@@ -27,11 +27,6 @@ _SPARE: Final = 64
 """Entries of requests that have left and that the heap of deadlines may keep beside twice those that wait."""
 
 
-def nobody_waits() -> RequestCancelledError:
-    """What becomes of a request that was cancelled before it began."""
-    return RequestCancelledError("the request was cancelled before it ran")
-
-
 @dataclass(slots=True, kw_only=True, eq=False)
 class Waiting(Generic[T]):
     """A request in the queue."""
@@ -238,7 +233,7 @@ class Queue(Generic[T]):
         for level in self._levels.values():
             for one in level:
                 if self._is_cancelled(one.item):
-                    self._drop(one, nobody_waits())
+                    self._drop(one, RequestCancelledError())
                 else:
                     yield one
 
@@ -251,7 +246,7 @@ class Queue(Generic[T]):
             level = self._level(one)
             level.in_time.remove(one)
             if self._is_cancelled(one.item):
-                self._drop(one, nobody_waits())
+                self._drop(one, RequestCancelledError())
             elif level.policy.timeout_action is TimeoutAction.DELAY:
                 level.delayed.append(one)
             else:
@@ -260,7 +255,7 @@ class Queue(Generic[T]):
     def _drop_cancelled(self, level: _Level[T]) -> None:
         for one in level:
             if self._is_cancelled(one.item):
-                self._drop(one, nobody_waits())
+                self._drop(one, RequestCancelledError())
         level.prune()
 
     def _drop(self, one: Waiting[T], error: EdgeServeError) -> None:

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from edgeserve.contracts.errors import RequestCancelledError
 from edgeserve.runtimes.base import LoadedModel, Tensors
 from edgeserve_agent.serving.call import Call
 from edgeserve_agent.serving.scheduling.base import Finish, Threads
-from edgeserve_agent.serving.scheduling.batching import nobody_waits
 from edgeserve_agent.serving.workers import Outcome
 
 _now = time.perf_counter_ns
@@ -77,7 +77,7 @@ class DirectScheduler:
         began = _now()
         call.queue_ns = began - call.arrived_ns
         if call.cancelled:
-            raise nobody_waits()
+            raise RequestCancelledError()
         try:
             return self._run(call.inputs)
         finally:

@@ -11,13 +11,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from edgeserve.contracts.errors import EdgeServeError, InputError
+from edgeserve.contracts.errors import EdgeServeError, InputError, RequestCancelledError
 from edgeserve.contracts.model_config import ControlKind
 from edgeserve.runtimes.base import LoadedModel, Tensors
 from edgeserve.runtimes.checks import check_inputs
 from edgeserve_agent.serving.call import Call
 from edgeserve_agent.serving.scheduling.base import Finish
-from edgeserve_agent.serving.scheduling.batching import nobody_waits
 from edgeserve_agent.serving.scheduling.instances import MakeInstances, Work
 from edgeserve_agent.serving.scheduling.joining import check_batched, form_of, join, rows_of, split
 from edgeserve_agent.serving.scheduling.ordering import Answers
@@ -166,7 +165,7 @@ class SequenceScheduler:
         began = _now()
         call.queue_ns = began - call.arrived_ns
         if call.cancelled:
-            raise nobody_waits()
+            raise RequestCancelledError()
         try:
             return self._run(call.inputs)
         finally:

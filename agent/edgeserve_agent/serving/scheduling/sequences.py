@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from edgeserve.contracts.errors import EdgeServeError, InputError, RejectedError
+from edgeserve.contracts.errors import EdgeServeError, InputError, RejectedError, RequestCancelledError
 from edgeserve.contracts.limits import MAX_SEQUENCE_REQUESTS, MAX_SEQUENCES
 from edgeserve.contracts.model_config import SequenceBatching, SequenceDirect
-from edgeserve_agent.serving.scheduling.batching import BatchSizes, Waiting, nobody_waits
+from edgeserve_agent.serving.scheduling.batching import BatchSizes, Waiting
 
 T = TypeVar("T")
 
@@ -240,7 +240,7 @@ class Sequences(Generic[T]):
             return
         while stream.waiting and self._is_cancelled(stream.waiting[0].item):
             step = stream.waiting.popleft()
-            self._dropped.append((step.item, nobody_waits()))
+            self._dropped.append((step.item, RequestCancelledError()))
             # What it said of the sequence holds all the same.
             stream.begins = stream.begins or step.start or step.end
         if stream.waiting:
