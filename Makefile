@@ -4,7 +4,7 @@ BIN := .venv/bin
 export EDGESERVE_MOSQUITTO ?= $(wildcard $(CURDIR)/.cache/mosquitto/mosquitto)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench bench-serving bench-compile docs clean setup-demo setup-dev
+.PHONY: help demo test check bench bench-serving bench-compile fuzz soak docs clean setup-demo setup-dev
 
 help:            ## Show the verbs
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -30,6 +30,12 @@ bench-serving: setup-dev ## The same in full and against other servers, 25 minut
 
 bench-compile: setup-dev ## Measure the compiler on real models (docs/testdata.md); writes docs/results/compile.md
 	@. scripts/environment.sh && $(BIN)/python benchmarks/compile.py $(ARGS)
+
+fuzz: setup-dev  ## A million hostile inputs for the server's parsers, minutes (ARGS="--count 10000000")
+	@scripts/fuzz.sh $(ARGS)
+
+soak: setup-dev  ## An hour of every kind of client on one server (ARGS="--minutes 15")
+	@$(BIN)/python scripts/soak.py $(ARGS)
 
 docs: setup-dev  ## Write the generated parts of docs/
 	$(BIN)/python scripts/generate_docs.py

@@ -47,6 +47,14 @@ def command(
     insecure_dev: Annotated[
         bool, typer.Option("--insecure-dev", help="Allow other addresses than loopback, with neither TLS nor tokens.")
     ] = False,
+    resource: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--rate-limit-resource",
+            metavar="NAME:COUNT",
+            help="How much there is of a resource that models share; may be given several times.",
+        ),
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option("--config", metavar="FILE", help="How the one model is served: .toml, .json or .pbtxt."),
@@ -74,6 +82,7 @@ def command(
     from edgeserve_agent.serving.server import run
     from edgeserve_agent.serving.startup import model_control_of, serve_plan
 
+    resources = dict(map(_resource, resource or ()))
     listening = Listening.of(http=http, grpc=grpc, uds=uds, local=local, insecure_dev=insecure_dev)
     with tempfile.TemporaryDirectory(prefix="edgeserve-") as scratch:
         plan = serve_plan(
@@ -88,9 +97,25 @@ def command(
         )
         run(
             lambda loop, stop: _serve(
-                loop, stop, plan, listening, insecure_dev=insecure_dev, allow_shm=allow_shm, as_json=as_json
+                loop,
+                stop,
+                plan,
+                listening,
+                insecure_dev=insecure_dev,
+                allow_shm=allow_shm,
+                resources=resources,
+                as_json=as_json,
             )
         )
+
+
+def _resource(text: str) -> tuple[str, int]:
+    from edgeserve.contracts.errors import InputError
+
+    name, colon, count = text.partition(":")
+    if not name or not colon or not count.isascii() or not count.isdecimal() or not 0 < int(count[:8]) <= 1 << 20:
+        raise InputError(f"--rate-limit-resource {text[:80]!r} is not NAME:COUNT", hint="such as accelerator:1")
+    return name, int(count)
 
 
 async def _serve(
@@ -101,11 +126,14 @@ async def _serve(
     *,
     insecure_dev: bool,
     allow_shm: bool,
+    resources: dict[str, int],
     as_json: bool,
 ) -> None:
     from edgeserve_agent.serving.server import ModelServer
 
-    server = ModelServer(loop, threads=plan.options.threads, insecure=insecure_dev, allow_shm=allow_shm)
+    server = ModelServer(
+        loop, threads=plan.options.threads, insecure=insecure_dev, allow_shm=allow_shm, resources=resources
+    )
     repository = server.repository = plan.repository(server.plane)
     try:
         addresses = await server.listen_on(listening)

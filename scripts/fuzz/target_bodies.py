@@ -100,6 +100,9 @@ class BodyTarget:
         self._decoders = [RequestDecoder(signature) for signature in SIGNATURES]
         self._echo = Echo()
 
+    def close(self) -> None:
+        """Nothing to end."""
+
     def check(self, data: bytes) -> object:
         """Raise `FindingError` if it is read in two ways, or an error is none of the client's."""
         if len(data) < 2:

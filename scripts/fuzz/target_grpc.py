@@ -133,6 +133,10 @@ class GrpcTarget:
         self._world = World()
         self._service = GrpcService(self._world.plane)
 
+    def close(self) -> None:
+        """End the server."""
+        self._world.close()
+
     def check(self, data: bytes) -> object:
         """Raise `FindingError` if the ways differ."""
         answers = [self._answer(form) for form in (data, memoryview(data), data, _UNKNOWN_FIELD + data)]

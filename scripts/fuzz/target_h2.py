@@ -73,6 +73,10 @@ class H2Target:
         self._honest = _PREFACE + SEEDS[0]
         self._count = 0
 
+    def close(self) -> None:
+        """End the server."""
+        self._world.close()
+
     def check(self, data: bytes) -> object:
         """Raise `FindingError` for a bug, half frames, memory that is not given back, or answers that differ."""
         stream = _PREFACE + data

@@ -91,6 +91,11 @@ class HttpTarget:
     def __init__(self) -> None:
         self._warm, self._forgetful = World(), World()
 
+    def close(self) -> None:
+        """End the servers."""
+        self._warm.close()
+        self._forgetful.close()
+
     def check(self, data: bytes) -> object:
         """Raise `FindingError` if the answers differ, or there is none; else say what kind of answers they were."""
         cuts = _cuts(data)

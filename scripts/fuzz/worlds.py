@@ -76,12 +76,18 @@ class Complaints(logging.Handler):
         super().__init__(logging.ERROR)
         self.said: list[str] = []
         self.setFormatter(logging.Formatter("%(name)s: %(message)s"))
-        root = logging.getLogger("edgeserve_agent")
-        root.addHandler(self)
-        root.propagate = False
+        self._root = logging.getLogger("edgeserve_agent")
+        self._root.addHandler(self)
+        self._root.propagate = False
 
     def emit(self, record: logging.LogRecord) -> None:
         self.said.append(self.format(record))
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._root.removeHandler(self)
+        self._root.propagate = True
+        super().close()
 
     def check(self) -> None:
         """Raises `FindingError` for what was logged since the last time."""
@@ -160,6 +166,13 @@ class World:
     def _load(self, identity: Identity, opener: Callable[[], Opened]) -> None:
         self.loop.run_until_complete(self.plane.load(identity, opener))
         self.plane.activate(identity.model, identity.release)
+
+    def close(self) -> None:
+        """End the server and its loop."""
+        self.loop.run_until_complete(self.server.close(drain_s=1.0))
+        self.loop.run_until_complete(asyncio.sleep(0))
+        self.loop.close()
+        self.complaints.close()
 
     async def until(self, condition: Callable[[], object], what: str) -> None:
         """Let the loop run until something is so."""

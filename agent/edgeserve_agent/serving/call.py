@@ -97,5 +97,9 @@ class Call:
         if with_timing:
             self.with_timing = True
 
+    def cancel(self) -> None:
+        """Nobody waits any more."""
+        self.cancelled = True
+
 
 Done = Callable[[Call, Tensors | EdgeServeError], None]

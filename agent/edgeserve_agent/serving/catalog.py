@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
@@ -45,11 +45,20 @@ class Catalog:
         loop: Where it lives.
         workers: Calls of one model that run side by side, unless its configuration says another number.
         finish: Takes what came of each call of a model.
+        resources: How much there is of the resources that models' configurations name; what is not named is as much as
+            the neediest asks for.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, *, workers: int, finish: Finish) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        workers: int,
+        finish: Finish,
+        resources: Mapping[str, int] | None = None,
+    ) -> None:
         self._loop = loop
-        self.schedulers = SchedulerBuilder(loop, instances=workers, finish=finish)
+        self.schedulers = SchedulerBuilder(loop, instances=workers, finish=finish, resources=resources)
         self._loader = Workers(loop, threads=1, name="load")
         self._loaded: dict[tuple[str, str], ServedRelease] = {}
         self._loading: dict[tuple[str, str], asyncio.Future[ServedRelease]] = {}

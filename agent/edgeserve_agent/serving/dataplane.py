@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Final, Protocol
 
@@ -41,8 +41,10 @@ class Answered(Protocol):
 class DataPlane(Catalog):
     """What is loaded, and the answering."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, *, workers: int) -> None:
-        super().__init__(loop, workers=workers, finish=self._finish)
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, *, workers: int, resources: Mapping[str, int] | None = None
+    ) -> None:
+        super().__init__(loop, workers=workers, finish=self._finish, resources=resources)
         self._rings: dict[str, FeedbackRing[Counters]] = {}
         self.unknown_feedback: dict[str, int] = {}
 

@@ -60,6 +60,8 @@ class HttpConnection(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         """Forget all that was not answered."""
         self._transport = None
+        if self._answering is not None and self._answering.work is not None:
+            self._answering.work.cancel()
         self._reader.close()
         self._server.forget(self)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -39,6 +39,13 @@ _STATUS_LINES: Final = {
 }
 
 
+class Cancellable(Protocol):
+    """Work that a request has begun."""
+
+    def cancel(self) -> None:
+        """The client has gone: what has not begun need not."""
+
+
 @dataclass(slots=True)
 class Request:
     """One whole request."""
@@ -51,6 +58,8 @@ class Request:
     keep_alive: bool = True
     held_bytes: int = 0
     """Bytes of the body that count against `MAX_BODY_BYTES_IN_FLIGHT`."""
+    work: Cancellable | None = None
+    """Told when the client goes before it is answered; whoever begins it puts it here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from edgeserve.contracts.errors import EdgeServeError
@@ -61,6 +61,7 @@ class ModelServer:
         threads: Inside one call of a model, as its runtime was told; 0 = the runtime takes all.
         insecure: It listens in the open; every status shows it.
         allow_shm: Clients on this machine may register shared memory by name.
+        resources: How much there is of the resources that models share (`rate_limiter` in their configurations).
         limits: Of HTTP.
     """
 
@@ -71,9 +72,10 @@ class ModelServer:
         threads: int,
         insecure: bool,
         allow_shm: bool = False,
+        resources: Mapping[str, int] | None = None,
         limits: HttpLimits | None = None,
     ) -> None:
-        self.plane = DataPlane(loop, workers=worker_threads(threads))
+        self.plane = DataPlane(loop, workers=worker_threads(threads), resources=resources)
         self.repository: RepositoryControl | None = None
         """What clients may load from and unload; set before anything listens."""
         self._loop = loop

@@ -14,6 +14,7 @@ import pytest
 import uvloop
 
 from edgeserve.contracts.errors import DeviceError
+from edgeserve.contracts.model_config import ModelConfig
 from edgeserve.contracts.task import Task
 from edgeserve.contracts.tensors import Datatype, Signature, TensorSpec
 from edgeserve.runtimes.base import Tensor, Tensors
@@ -80,9 +81,15 @@ def digest(number: int) -> str:
 class ServerThread:
     """A model server on an event loop in a thread of this process, listening on a real port."""
 
-    def __init__(self, make_loop: Callable[[], asyncio.AbstractEventLoop], limits: HttpLimits | None) -> None:
+    def __init__(
+        self,
+        make_loop: Callable[[], asyncio.AbstractEventLoop],
+        limits: HttpLimits | None = None,
+        *,
+        allow_shm: bool = False,
+    ) -> None:
         self.loop = make_loop()
-        self.server = ModelServer(self.loop, threads=1, insecure=False, limits=limits)
+        self.server = ModelServer(self.loop, threads=1, insecure=False, allow_shm=allow_shm, limits=limits)
         self.plane: DataPlane = self.server.plane
         self._thread = threading.Thread(target=self.loop.run_forever)
         self._thread.start()
@@ -98,18 +105,24 @@ class ServerThread:
 
         return self.run(wrapped())
 
-    def serve(
-        self, model: SimulatedModel, *, name: str = "m", number: int = 1, version: str = "", task: Task | None = None
-    ) -> None:
+    def serve(self, model: SimulatedModel, *, name: str = "m", number: int = 1, **more: Any) -> None:
         """Load a model as release `number` and let it answer."""
-        self.load(model, name=name, number=number, version=version, task=task)
+        self.load(model, name=name, number=number, **more)
         self.call(self.plane.activate, name, digest(number))
 
     def load(
-        self, model: SimulatedModel, *, name: str = "m", number: int = 1, version: str = "", task: Task | None = None
+        self,
+        model: SimulatedModel,
+        *,
+        name: str = "m",
+        number: int = 1,
+        version: str = "",
+        task: Task | None = None,
+        config: ModelConfig | None = None,
     ) -> None:
         identity = Identity(model=name, version=version or str(number), release=digest(number), variant=digest(number))
-        self.run(self.plane.load(identity, lambda: Opened(model=model, runtime="simulator", task=task)))
+        opened = Opened(model=model, runtime="simulator", task=task, config=config or ModelConfig())
+        self.run(self.plane.load(identity, lambda: opened))
 
     def close(self) -> None:
         self.run(self.server.close(drain_s=DEADLINE_S))
@@ -229,6 +242,15 @@ def start_server(make_loop: Callable[[], asyncio.AbstractEventLoop]) -> Iterator
     yield start
     for server in running:
         server.close()
+
+
+@pytest.fixture
+def shm_server() -> Iterator[ServerThread]:
+    """One server with the model `m` whose clients may register shared memory."""
+    server = ServerThread(uvloop.new_event_loop, allow_shm=True)
+    server.serve(SimulatedModel(), version="7")
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="module")

@@ -240,7 +240,8 @@ def test_a_worker_process_that_is_killed_fails_calls_with_the_reason_and_comes_b
 
 
 @pytest.mark.parametrize(
-    "descriptors", [pytest.param(80, id="accepting fails"), pytest.param(400, id="enough for all")]
+    ("descriptors", "exhausted"),
+    [pytest.param(80, True, id="accepting fails"), pytest.param(400, False, id="enough to turn all away")],
 )
 def test_a_process_without_file_descriptors_answers_who_is_there_and_takes_new_ones_later(
     serve, connect, tools, descriptors: int, exhausted: bool
@@ -250,7 +251,9 @@ def test_a_process_without_file_descriptors_answers_who_is_there_and_takes_new_o
     assert kept.send(infer(tools)).answer().status == 200
     crowd = [socket.create_connection(("127.0.0.1", served.port), timeout=PATIENCE_S) for _ in range(300)]
     if exhausted:
-        tools.until(lambda: len(list(Path(f"/proc/{served.child.pid}/fd").iterdir())) >= descriptors - 1, "all were used")
+        tools.until(
+            lambda: len(list(Path(f"/proc/{served.child.pid}/fd").iterdir())) >= descriptors - 1, "all were used"
+        )
     for _ in range(5):
         assert kept.send(infer(tools)).answer().status == 200
     for client in crowd:

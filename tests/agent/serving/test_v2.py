@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import json
+import socket
+import struct
 import threading
 
 import numpy as np
 import pytest
 
+from edgeserve.contracts.model_config import InstanceGroup, ModelConfig
 from edgeserve.contracts.task import Task
+from edgeserve_agent.serving.counters import FailureReason
 from edgeserve_agent.serving.server import EXTENSIONS
 
 INFER = "/v2/models/m/infer"
@@ -264,3 +268,32 @@ def test_metrics_count_what_happened(start_server, connect, tools):
     assert buckets == sorted(buckets)
     assert buckets[-1] == metrics[f"edgeserve_request_duration_seconds_count{{{release}}}"] == 2
     assert metrics["edgeserve_insecure"] == 0
+
+
+def test_a_request_whose_client_has_gone_does_not_run_if_it_has_not_begun(start_server, connect, tools):
+    server = start_server()
+    began, go_on, seen = threading.Event(), threading.Event(), []
+
+    def compute(inputs):
+        seen.append(float(inputs["x"][0, 0]))
+        began.set()
+        assert go_on.wait(10)
+        return {"y": np.zeros((len(inputs["x"]), 3), np.float32)}
+
+    warm = tools.model(slow=True)
+    server.serve(warm, config=ModelConfig(instance_group=(InstanceGroup(count=1),)))
+    warm._compute = compute
+    first = connect(server).send(tools.request("POST", INFER, tools.infer_json([[1.0, 0, 0, 0]])))
+    assert began.wait(10)
+    gone = connect(server).send(tools.request("POST", INFER, tools.infer_json([[2.0, 0, 0, 0]])))
+    (served, _active) = next(server.plane.releases())
+    tools.until(lambda: served.in_flight == 2, "the second request waits")
+    # Reset, not closed: a client that has only closed its side may still read the answer.
+    gone.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    gone.close()
+    cancelled = lambda: served.counters.failures[FailureReason.CANCELED]  # noqa: E731
+    tools.until(lambda: len(server.server._http._connections) == 1, "the server saw the client go")
+    go_on.set()
+    assert first.answer().status == 200
+    tools.until(lambda: cancelled() == 1, "the second was dropped")
+    assert seen == [1.0]

@@ -69,7 +69,8 @@ def encode_answer(
             output["parameters"] = {"binary_data_size": len(blob)}
             blobs.append(blob)
         else:
-            output["parameters"] = write_region(wish, array, regions)
+            # No parameters, as Triton: its C++ client takes them for a binary tensor's.
+            write_region(wish, array, regions)
         described.append(output)
     document: dict[str, object] = {"model_name": model, "model_version": version}
     if request_id:

@@ -127,7 +127,7 @@ class Plan:
     def __post_init__(self) -> None:
         self.outputs = tuple(wish.spec.name for wish in self.wishes)
         forms = {wish.form for wish in self.wishes}
-        odd = any(wish.classes or wish.region or wish.spec.datatype is Datatype.BYTES for wish in self.wishes)
+        odd = any(wish.classes or wish.spec.datatype is Datatype.BYTES for wish in self.wishes)
         self.form = forms.pop() if len(forms) == 1 and not odd else None
         self.special = bool(self.priority or self.timeout_us or self.sequence or self.parameters)
         self.has_json = any(isinstance(source, _Json) for source in self.sources)

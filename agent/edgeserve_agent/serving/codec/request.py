@@ -28,6 +28,7 @@ class RequestDecoder:
     def __init__(self, signature: Signature) -> None:
         self._signature = signature
         self._by_bytes: dict[bytes, Plan] = {}
+        self._whole: dict[bytes, Plan] = {}
         self._by_content: dict[Hashable, Plan] = {}
 
     def decode(self, body: bytes | memoryview, head_length: int | None, regions: Regions | None = None) -> Decoded:
@@ -44,6 +45,10 @@ class RequestDecoder:
                 inputs fit the model is not looked at.
         """
         if head_length is None:
+            # A body without numbers is one whose tensors are in shared memory: it comes again as it is.
+            known = self._whole.get(bytes(body)) if self._whole and len(body) <= MAX_CACHED_HEAD_BYTES else None
+            if known is not None:
+                return known, "", known.inputs(None, body, len(body), regions)
             return self._parsed(body, len(body), body, regions)
         if not 0 <= head_length <= len(body):
             raise InputError(
@@ -66,7 +71,7 @@ class RequestDecoder:
         inputs = plan.inputs(head.inputs, body, head_length, regions)
         # A head with an id rarely comes again; one with numbers in it would keep them in memory.
         if not head.id and not plan.has_json and head_length <= MAX_CACHED_HEAD_BYTES:
-            _keep(self._by_bytes, bytes(json), plan)
+            _keep(self._by_bytes if plan.tail else self._whole, bytes(json), plan)
         return plan, head.id, inputs
 
     def _plan(self, head: RequestHead) -> Plan:

@@ -8,8 +8,10 @@ import msgspec
 
 from edgeserve.client.blobs import encode_numbers
 from edgeserve.runtimes.base import Tensor
+from edgeserve_agent.serving.codec.answer import write_region
 from edgeserve_agent.serving.codec.wishes import Form, Wish
 from edgeserve_agent.serving.messages import JSON, OCTETS, RenderedResponse
+from edgeserve_agent.serving.regions import Regions
 from edgeserve_agent.serving.served import Identity
 
 _encode = msgspec.json.encode
@@ -20,13 +22,25 @@ class Rendering:
 
     Args:
         identity: Of the release that answers.
-        wishes: What the requests want back: numbers, all binary or all JSON.
+        wishes: What the requests want back: numbers, all binary, all JSON or all in shared memory.
         arrays: The outputs of one of them, in that order.
+        regions: Shared memory.
+
+    Raises:
+        InputError: An output does not fit where it is wanted.
     """
 
-    def __init__(self, identity: Identity, wishes: Sequence[Wish], arrays: Sequence[Tensor]) -> None:
-        self._binary = wishes[0].form is Form.BINARY
-        content_type = OCTETS if self._binary else JSON
+    def __init__(
+        self,
+        identity: Identity,
+        wishes: Sequence[Wish],
+        arrays: Sequence[Tensor],
+        regions: Regions | None = None,
+    ) -> None:
+        self._form = wishes[0].form
+        self._wishes = wishes
+        self._regions = regions
+        content_type = OCTETS if self._form is Form.BINARY else JSON
         self._head = b"HTTP/1.1 200 OK\r\nContent-Type: %s\r\nedgeserve-release: %s\r\n" % (
             content_type, identity.release.encode(),
         )  # fmt: skip
@@ -36,11 +50,14 @@ class Rendering:
             {"name": wish.spec.name, "datatype": wish.spec.datatype.value, "shape": array.shape}
             for wish, array in zip(wishes, arrays, strict=True)
         ]
-        self._blob_bytes = sum(array.nbytes for array in arrays)
-        self._whole = b""
-        if self._binary:
-            sizes = [{"parameters": {"binary_data_size": array.nbytes}} for array in arrays]
-            outputs = [{**one, **size} for one, size in zip(described, sizes, strict=True)]
+        self._blob_bytes = 0
+        if self._form is not Form.JSON:
+            if self._form is Form.BINARY:
+                self._blob_bytes = sum(array.nbytes for array in arrays)
+                parameters: list[dict[str, object]] = [{"binary_data_size": array.nbytes} for array in arrays]
+            else:
+                parameters = self._written(arrays)
+            outputs = [{**one, "parameters": more} for one, more in zip(described, parameters, strict=True)]
             self._pieces = [b',"outputs":%s}' % _encode(outputs)]
             self._whole = self._prefix("")
             return
@@ -48,9 +65,16 @@ class Rendering:
         self._pieces = [b',"outputs":[' + starts[0], *(b"}," + start for start in starts[1:]), b"}]}"]
 
     def response(self, request_id: str, arrays: Sequence[Tensor]) -> RenderedResponse:
-        """The answer to one request."""
-        if self._binary:
+        """The answer to one request.
+
+        Raises:
+            InputError: The region of an output is gone.
+        """
+        if self._form is not Form.JSON:
             prefix = self._prefix(request_id) if request_id else self._whole
+            if self._form is Form.REGION:
+                self._written(arrays)
+                return RenderedResponse(prefix, ())
             chunks = [encode_numbers(arrays[0])] if len(arrays) == 1 else [encode_numbers(array) for array in arrays]
             return RenderedResponse(prefix, chunks)
         parts = [self._opening]
@@ -63,9 +87,14 @@ class Rendering:
         json = b"".join(parts)
         return RenderedResponse(b"%sContent-Length: %d\r\n\r\n%s" % (self._head, len(json), json), ())
 
+    def _written(self, arrays: Sequence[Tensor]) -> list[dict[str, object]]:
+        return [write_region(wish, array, self._regions) for wish, array in zip(self._wishes, arrays, strict=True)]
+
     def _prefix(self, request_id: str) -> bytes:
         identity = b',"id":%s' % _encode(request_id) if request_id else b""
         json = b"%s%s%s" % (self._opening, identity, self._pieces[0])
+        if self._form is Form.REGION:
+            return b"%sContent-Length: %d\r\n\r\n%s" % (self._head, len(json), json)
         return b"%sContent-Length: %d\r\nInference-Header-Content-Length: %d\r\n\r\n%s" % (
             self._head, len(json) + self._blob_bytes, len(json), json,
         )  # fmt: skip

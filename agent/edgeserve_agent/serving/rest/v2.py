@@ -118,6 +118,7 @@ class V2:
             call.sequence, call.parameters = plan.sequence, plan.parameters
         if EXPLAIN in headers:
             call.with_timing = True
+        request.work = call
         self._plane.infer(call)
 
     def _answer(self, plan: Plan, reply: Reply, call: Call, outcome: Tensors | EdgeServeError) -> None:
@@ -132,12 +133,18 @@ class V2:
         else:
             arrays = [outcome[name] for name in names]
             shapes = tuple([array.shape for array in arrays])
-        rendering = plan.renderings.get(shapes)
-        if rendering is None:
-            if len(plan.renderings) >= _MAX_RENDERINGS:
-                plan.renderings.clear()
-            rendering = plan.renderings[shapes] = Rendering(call.served.identity, plan.wishes, arrays)
-        reply(rendering.response(call.id, arrays))
+        try:
+            rendering = plan.renderings.get(shapes)
+            if rendering is None:
+                if len(plan.renderings) >= _MAX_RENDERINGS:
+                    plan.renderings.clear()
+                rendering = Rendering(call.served.identity, plan.wishes, arrays, self._regions)
+                plan.renderings[shapes] = rendering
+            response = rendering.response(call.id, arrays)
+        except InputError:  # its region is gone or too small
+            self._answer_unusual(plan, reply, call, outcome)
+            return
+        reply(response)
 
     def _answer_unusual(self, plan: Plan, reply: Reply, call: Call, outcome: Tensors | EdgeServeError) -> None:
         identity = call.served.identity

@@ -375,3 +375,44 @@ def test_a_rendered_answer_is_the_one_that_is_encoded_anew(binary: bool, request
     assert b"".join(bytes(chunk) for chunk in response.chunks) == body.json + b"".join(map(bytes, body.blobs))
     lengths = [line for line in response.headers.split(b"\r\n") if line.startswith(b"Inference-Header")]
     assert lengths == ([b"Inference-Header-Content-Length: %d" % len(body.json)] if binary else [])
+
+
+class OneRegion:
+    """Shared memory with one region, `r`."""
+
+    generation = 0
+
+    def __init__(self, memory: bytearray | None) -> None:
+        self.memory = memory
+
+    def view(self, ref) -> memoryview:
+        if self.memory is None:
+            raise InputError(f"Unable to find shared memory region: '{ref.region}'")
+        return memoryview(self.memory)[ref.offset : ref.offset + ref.byte_size]
+
+
+def test_a_request_for_shared_memory_that_comes_again_reads_and_writes_what_is_there_then():
+    region = {"shared_memory_region": "r", "shared_memory_byte_size": 8}
+    head = json.dumps(
+        {
+            "inputs": [{**X, "parameters": region}],
+            "outputs": [{"name": "y", "parameters": {**region, "shared_memory_offset": 8}}],
+        }
+    ).encode()
+    regions = OneRegion(bytearray(16))
+    identity = Identity(model="m", version="1", release="sha256:r", variant="")
+    one = RequestDecoder(SIGNATURE)
+    for values in ([1.0, 2.0], [3.0, 4.0]):
+        regions.memory[:8] = np.array(values, np.float32).tobytes()
+        plan, _id, inputs = one.decode(head, None, regions)
+        assert inputs["x"].tolist() == values
+        assert plan.form is Form.REGION
+        answer = [np.array(values, np.float32) * 2]
+        response = Rendering(identity, plan.wishes, answer, regions).response("", answer).opened()
+        assert np.frombuffer(regions.memory[8:], np.float32).tolist() == [2 * value for value in values]
+        (output,) = json.loads(b"".join(response.chunks))["outputs"]
+        assert output["parameters"] == {**region, "shared_memory_offset": 8}
+        assert "data" not in output
+    regions.memory = None
+    with pytest.raises(InputError, match="Unable to find"):
+        one.decode(head, None, regions)
