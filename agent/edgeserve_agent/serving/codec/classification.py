@@ -28,9 +28,8 @@ def classify(name: str, array: Tensor, classes: int, labels: Sequence[str]) -> T
     """
     if array.dtype.kind not in "fiu":
         raise InputError(f"output {name!r} holds no scores that could be sorted into classes")
-    # Written out: numpy cannot tell the size of a row where there are none.
-    shape = (len(array), prod(array.shape[1:])) if array.ndim > 1 else (1, array.size)
-    rows = array.reshape(shape)
+    rows = np.atleast_2d(array)
+    rows = rows.reshape(len(rows), prod(rows.shape[1:]))  # not -1: of no rows, numpy cannot tell how long one is
     count = min(classes, rows.shape[1])
     # NaN sorts last: it is nobody's best class.
     keys = np.where(np.isnan(rows), -np.inf, rows) if rows.dtype.kind == "f" else rows.astype(np.float64)

@@ -25,9 +25,6 @@ class Rendering:
         wishes: What the requests want back: numbers, all binary, all JSON or all in shared memory.
         arrays: The outputs of one of them, in that order.
         regions: Shared memory.
-
-    Raises:
-        InputError: An output does not fit where it is wanted.
     """
 
     def __init__(
@@ -46,7 +43,7 @@ class Rendering:
         )  # fmt: skip
         model, version = _encode(identity.model), _encode(identity.version)
         self._opening = b'{"model_name":%s,"model_version":%s' % (model, version)
-        described = [
+        described: list[dict[str, object]] = [
             {"name": wish.spec.name, "datatype": wish.spec.datatype.value, "shape": array.shape}
             for wish, array in zip(wishes, arrays, strict=True)
         ]
@@ -54,11 +51,10 @@ class Rendering:
         if self._form is not Form.JSON:
             if self._form is Form.BINARY:
                 self._blob_bytes = sum(array.nbytes for array in arrays)
-                parameters: list[dict[str, object]] = [{"binary_data_size": array.nbytes} for array in arrays]
-            else:
-                parameters = self._written(arrays)
-            outputs = [{**one, "parameters": more} for one, more in zip(described, parameters, strict=True)]
-            self._pieces = [b',"outputs":%s}' % _encode(outputs)]
+                for one, array in zip(described, arrays, strict=True):
+                    one["parameters"] = {"binary_data_size": array.nbytes}
+            # Those in shared memory have no parameters, as Triton: its C++ client takes them for a binary tensor's.
+            self._pieces = [b',"outputs":%s}' % _encode(described)]
             self._whole = self._prefix("")
             return
         starts = [b'%s,"data":' % _encode(one)[:-1] for one in described]
@@ -68,12 +64,13 @@ class Rendering:
         """The answer to one request.
 
         Raises:
-            InputError: The region of an output is gone.
+            InputError: The region of an output is gone, or too small for it.
         """
         if self._form is not Form.JSON:
             prefix = self._prefix(request_id) if request_id else self._whole
             if self._form is Form.REGION:
-                self._written(arrays)
+                for wish, array in zip(self._wishes, arrays, strict=True):
+                    write_region(wish, array, self._regions)
                 return RenderedResponse(prefix, ())
             chunks = [encode_numbers(arrays[0])] if len(arrays) == 1 else [encode_numbers(array) for array in arrays]
             return RenderedResponse(prefix, chunks)
@@ -86,9 +83,6 @@ class Rendering:
         parts.append(self._pieces[-1])
         json = b"".join(parts)
         return RenderedResponse(b"%sContent-Length: %d\r\n\r\n%s" % (self._head, len(json), json), ())
-
-    def _written(self, arrays: Sequence[Tensor]) -> list[dict[str, object]]:
-        return [write_region(wish, array, self._regions) for wish, array in zip(self._wishes, arrays, strict=True)]
 
     def _prefix(self, request_id: str) -> bytes:
         identity = b',"id":%s' % _encode(request_id) if request_id else b""

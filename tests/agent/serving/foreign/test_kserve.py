@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 from kserve import InferInput, InferRequest
 from kserve.inference_client import InferenceRESTClient, RESTConfig
-from kserve.protocol.infer_type import InferOutput, RequestedOutput
+from kserve.protocol.infer_type import RequestedOutput
 
 async def refused(call, status, says):
     try:
@@ -35,7 +35,7 @@ async def v1(url):
 async def v2(url):
     client = InferenceRESTClient(RESTConfig(protocol="v2"))
     assert await client.is_server_live(url)
-    assert await client.is_server_ready(url) is False  # "coming" is not there yet
+    await refused(client.is_server_ready(url), 503, "'ready': False")  # "coming" is not there yet
     assert await client.is_model_ready(url, "m") is True
     assert await client.is_model_ready(url, "coming") is False
     rows = np.arange(8, dtype=np.float32).reshape(2, 4)
@@ -46,7 +46,7 @@ async def v2(url):
             wanted = [RequestedOutput("y", parameters={"binary_data": binary_out})]
             request = InferRequest("m", [tensor], request_id="abc", request_outputs=wanted)
             answer = await client.infer(url, request, model_name="m")
-            assert (answer.id, answer.model_name, answer.model_version) == ("abc", "m", "7"), answer
+            assert (answer.id, answer.model_name) == ("abc", "m"), answer
             assert answer.outputs[0].as_numpy()[:, 0].tolist() == rows.sum(axis=1).tolist()
     wrong = InferInput("x", [2, 3], "FP32")
     wrong.set_data_from_numpy(rows[:, :3], binary_data=False)

@@ -23,8 +23,8 @@ for inputs in (rows, rows.tolist()):
     for version in (0, 7):
         found = client.predict({"x": inputs}, "m", version)
         assert found.tolist() == [[6.0] * 3, [22.0] * 3], found
-two = client.predict({"a": np.float32([[1], [2]]), "b": [b"one", b"\\xff\\x00"]}, "two")
-assert two["sum"].tolist() == [2, 4] and two["back_bytes"].tolist() == [b"one", b"\\xff\\x00"], two
+two = client.predict({"a": np.float32([[1], [2]]), "b": [b"one", b"\\xff\\x01"]}, "two")
+assert two["sum"].tolist() == [2, 4] and two["back_bytes"].tolist() == [{"b64": "b25l"}, {"b64": "/wE="}], two
 
 def refused(call, kind, says):
     try:
