@@ -338,6 +338,9 @@ def report(soak: Soak, series: Series, options: argparse.Namespace) -> list[str]
         line, quarters = series.drift(values)
         first, last = series.quarters(values)
         print(f"{what:24}{first:>10.1f}{last:>10.1f}{line:>+10.2%}{quarters:>+10.2%}")
+        tenth = max(1, len(values) // 10)
+        means = [statistics.fmean(values[at : at + tenth]) for at in range(0, len(values) - tenth + 1, tenth)]
+        print(f"{'  in tenths':24}{'  '.join(f'{mean:.1f}' for mean in means)}")
         if max(line, quarters) > FLAT:
             broken.append(f"{what}: grows by {max(line, quarters):.1%}")
     for what, counts in (("descriptors", series.descriptors), ("threads", series.threads)):

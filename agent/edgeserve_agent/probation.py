@@ -64,7 +64,10 @@ def observe(record: Record, watch: Watch, seen: Observation, now: float, max_fai
         return watch
     if watch.ready_since is None or watch.started != seen.status.started:
         return Watch(answered=now, ready_since=now, started=seen.status.started, first=seen.of(record))
-    requests, failures = _growth(watch.first, seen.of(record))
+    grown = _growth(watch.first, seen.of(record))
+    if grown is not None and grown.crashes:
+        return _failed(f"its worker process crashed {grown.crashes} times")
+    requests, failures = (grown.requests, grown.failures) if grown is not None else (0, 0)
     if failures > max_failure_share * max(requests, MIN_REQUESTS):
         return _failed(f"{failures} of {requests} requests failed, {max_failure_share:.0%} are allowed")
     if now - watch.ready_since >= record.probation_s:
@@ -76,12 +79,8 @@ def _active(model: str, status: ServingStatus) -> str | None:
     return next((one.release for one in status.releases if one.active and one.model == model), None)
 
 
-def _growth(first: ReleaseStats | None, latest: ReleaseStats | None) -> tuple[int, int]:
-    if latest is None:
-        return 0, 0
-    if first is None:
-        return latest.requests, latest.failures
-    return latest.requests - first.requests, latest.failures - first.failures
+def _growth(first: ReleaseStats | None, latest: ReleaseStats | None) -> ReleaseStats | None:
+    return latest if first is None or latest is None else latest.since(first)
 
 
 def _failed(reason: str) -> Event:

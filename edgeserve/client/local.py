@@ -21,9 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-import numpy as np
-
 from edgeserve.client.blobs import Tensor, encode_blob
+from edgeserve.client.local_layout import BYTES_PLACE, concrete, new_region, output_bytes, sendable, size_of
 from edgeserve.client.local_session import Session, Slot
 from edgeserve.client.local_wire import (
     CLOSE,
@@ -54,17 +53,12 @@ from edgeserve.client.local_wire import (
     head,
     message,
     place,
-    tensor_bytes,
 )
 from edgeserve.contracts.errors import EdgeServeError, InputError, TransientError, UnsupportedError
-from edgeserve.contracts.limits import KIB, MIB
-from edgeserve.contracts.tensors import Datatype, TensorSpec
+from edgeserve.contracts.limits import KIB
+from edgeserve.contracts.tensors import Datatype
 
 _READ_BYTES: Final = 64 * KIB
-_BYTES_PLACE: Final = 64 * KIB
-"""Room for a BYTES tensor, unless it is said how much."""
-_OPEN_PLACE: Final = 16 * MIB
-"""Room for an output whose shape only the model knows: memory that is not written to takes none."""
 _MODEL_SESSIONS: Final = 8
 """Sessions that `LocalModel.infer` keeps: one for each set of shapes."""
 
@@ -183,19 +177,19 @@ class LocalClient:
         unknown = (set(shapes) | set(places)) - {spec.name for spec in (*described.inputs, *described.outputs)}
         if unknown:
             raise InputError(f"{described.model} has no tensor {min(unknown)!r}")
-        inputs = [_concrete(spec, shapes.get(spec.name), batch) for spec in described.inputs]
+        inputs = [concrete(spec, shapes.get(spec.name), batch) for spec in described.inputs]
         plan = place(
             [
-                (spec, places.get(spec.name, _BYTES_PLACE) if spec.datatype is Datatype.BYTES else _size(spec))
+                (spec, places.get(spec.name, BYTES_PLACE) if spec.datatype is Datatype.BYTES else size_of(spec))
                 for spec in inputs
             ],
-            {spec.name: places.get(spec.name, _output_bytes(spec, inputs[0].shape[:1])) for spec in described.outputs},
+            {spec.name: places.get(spec.name, output_bytes(spec, inputs[0].shape[:1])) for spec in described.outputs},
             model=described.model,
             version=version,
             slots=slots,
         )
         number = self._ask(message(OPEN, plan, tag=self._next_tag()), READY)[1]
-        descriptor = _region(plan.region_bytes)
+        descriptor = new_region(plan.region_bytes)
         try:
             memory = mmap.mmap(descriptor, plan.region_bytes)
             self._ask(head(REGION, number, 0, self._next_tag()), OPENED, descriptor)
@@ -329,14 +323,14 @@ class LocalModel:
         unknown = set(inputs) - {spec.name for spec in self.inputs}
         if unknown:
             raise InputError(f"input {min(unknown)!r} is not one of the model's")
-        arrays = {spec.name: _as(spec, inputs[spec.name]) for spec in self.inputs}
+        arrays = {spec.name: sendable(spec, inputs[spec.name]) for spec in self.inputs}
         texts = {
             spec.name: LENGTH.size + len(encode_blob(Datatype.BYTES, arrays[spec.name]))
             for spec in self.inputs
             if spec.datatype is Datatype.BYTES
         }
         # Powers of two, so that texts of like length share a session.
-        places = {name: max(_BYTES_PLACE, 1 << (size - 1).bit_length()) for name, size in texts.items()}
+        places = {name: max(BYTES_PLACE, 1 << (size - 1).bit_length()) for name, size in texts.items()}
         session = self._session({name: array.shape for name, array in arrays.items()}, places)
         slot = session.slots[0]
         for name, array in arrays.items():
@@ -360,52 +354,3 @@ class LocalModel:
                 self._sessions.popitem(last=False)[1].close()
         self._sessions.move_to_end(key)
         return session
-
-
-def _region(size: int) -> int:
-    """A memfd that the server may map: it cannot shrink under its feet."""
-    assert sys.platform == "linux"
-    import fcntl
-
-    descriptor = os.memfd_create("edgeserve-tensors", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        os.ftruncate(descriptor, size)
-        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-def _concrete(spec: TensorSpec, shape: tuple[int, ...] | None, batch: int) -> TensorSpec:
-    if shape is None:
-        shape = (batch, *spec.shape[1:]) if spec.shape[:1] == (-1,) else spec.shape
-    if -1 in shape:
-        raise InputError(
-            f"input {spec.name!r} is {list(spec.shape)} and the session does not say how large", hint="give its shape"
-        )
-    if not spec.accepts(tuple(shape)):
-        raise InputError(f"input {spec.name!r} has shape {list(shape)}, the model takes {list(spec.shape)}")
-    return TensorSpec(name=spec.name, datatype=spec.datatype, shape=tuple(shape))
-
-
-def _size(spec: TensorSpec) -> int:
-    return tensor_bytes(spec.datatype, spec.shape)
-
-
-def _output_bytes(spec: TensorSpec, rows: tuple[int, ...]) -> int:
-    """Room for an output; a first dimension that is open is taken to be that of the first input."""
-    if spec.datatype is Datatype.BYTES:
-        return _BYTES_PLACE
-    shape = (*rows, *spec.shape[1:]) if spec.shape[:1] == (-1,) else spec.shape
-    return _OPEN_PLACE if -1 in shape else tensor_bytes(spec.datatype, shape)
-
-
-def _as(spec: TensorSpec, given: Tensor) -> Tensor:
-    """The array in the form in which it is sent; numbers are not converted behind the caller's back."""
-    array = np.asarray(given)
-    if spec.datatype is Datatype.BYTES:
-        return array.astype(object) if array.dtype.kind in "SU" else array
-    if array.dtype != np.dtype(spec.datatype.numpy_name):
-        raise InputError(f"input {spec.name!r} is {array.dtype.name}, the model takes {spec.datatype.value}")
-    return array

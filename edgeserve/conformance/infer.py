@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, Final
 
 import numpy as np
@@ -120,17 +121,20 @@ def outputs_of(answer: Answer) -> dict[str, Got]:
         answer.must(isinstance(entry, dict) and isinstance(entry.get("name"), str), "outputs that have names")
         name = str(entry["name"])
         datatype, shape = _described(answer, name, entry)
-        size = (entry.get("parameters") or {}).get("binary_data_size")
+        parameters = entry.get("parameters") or {}
+        answer.must(isinstance(parameters, dict), f"an object of parameters in output {name!r}", repr(parameters))
+        size = parameters.get("binary_data_size")
         if size is None:
             array, binary = _of_json(answer, name, datatype, shape, entry.get("data")), False
         else:
+            answer.must(type(size) is int and size >= 0, f"a whole number of bytes for output {name!r}", repr(size))
             answer.must(
                 blob is not None or size == 0, f"the header {HEAD_LENGTH}, for output {name!r} has a binary_data_size"
             )
             answer.must("data" not in entry, f"no data beside binary_data_size in output {name!r}")
-            part = memoryview(b"" if blob is None else blob)[position : position + int(size)]
-            position += int(size)
-            array, binary = _of_blob(answer, name, datatype, shape, part, int(size)), True
+            part = memoryview(b"" if blob is None else blob)[position : position + size]
+            position += size
+            array, binary = _of_blob(answer, name, datatype, shape, part, size), True
         found[name] = Got(datatype=datatype, shape=shape, array=array, binary=binary)
     answer.must(
         position == (0 if blob is None else len(blob)),
@@ -175,7 +179,7 @@ def _of_json(answer: Answer, name: str, datatype: Datatype, shape: tuple[int, ..
         f"data of output {name!r} to be {datatype.value}",
         repr(flat[:4]),
     )
-    count = int(np.prod(shape, dtype=np.int64)) if shape else 1
+    count = prod(shape)
     answer.must(len(flat) == count, f"{count} elements in output {name!r} of shape {list(shape)}", str(len(flat)))
     if datatype is Datatype.BYTES:
         array = np.empty(count, dtype=object)

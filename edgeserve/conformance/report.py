@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from typing import Final
 from xml.sax.saxutils import escape, quoteattr
 
 from edgeserve.conformance.check import CHECKS, Check, Level
 from edgeserve.conformance.run import Outcome, Report, Verdict
+
+_NOT_XML: Final = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def outcome_lines(outcome: Outcome, *, verbose: bool = False) -> list[str]:
@@ -99,7 +103,5 @@ def _attribute(text: str) -> str:
 
 
 def _printable(text: str) -> str:
-    """XML 1.0 has no control characters, not even escaped."""
-    return "".join(
-        character if character >= " " or character in "\t\n\r" else "\N{REPLACEMENT CHARACTER}" for character in text
-    )
+    """XML 1.0 has neither control characters nor surrogates, not even escaped (section 2.2)."""
+    return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text)

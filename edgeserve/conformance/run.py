@@ -143,6 +143,9 @@ def _outcome(target: Target, check: Check) -> tuple[Outcome, bool]:
         details = {"sent": violation.sent, "expected": violation.expected, "got": violation.got}
     except Skip as skip:
         verdict, details = Verdict.SKIP, {"reason": str(skip)}
+    except Exception as error:  # noqa: BLE001 - one check that cannot read an answer must not end the others
+        verdict = Verdict.FAIL
+        details = {"expected": "an answer that can be read", "got": f"{type(error).__name__}: {error}"}
     return _described(check, verdict, seconds=round(time.perf_counter() - began, 4), **details), silent
 
 

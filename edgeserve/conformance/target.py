@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import prod
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -61,7 +62,7 @@ class Model:
     @property
     def elements(self) -> int:
         """Elements of its smallest inputs together."""
-        return sum(int(np.prod(spec.concrete(), dtype=np.int64)) for spec in self.inputs)
+        return sum(prod(spec.concrete()) for spec in self.inputs)
 
     def givens(self, *, binary: bool = False) -> list[Given]:
         """Zeros for every input; FP16 and BF16 are always binary."""
@@ -261,7 +262,7 @@ class Target:
     def _read(self, name: str) -> Model | None:
         try:
             return read_model(self.http.get(model_path(name)).ok().document())
-        except (Violation, ValueError):
+        except (Violation, ValueError, TypeError):
             return None
 
     def _listed(self) -> list[str]:

@@ -98,6 +98,8 @@ H2_IDLE_FRAMES_PER_S: Final = 33.0
 """... and in the long run: keep-alive pings come a few in a minute."""
 H2_RESET_MEMORY: Final = 1024
 """Streams that we reset and whose late frames are still passed over: four times H2_CONCURRENT_STREAMS."""
+H2_WAITING_BYTES: Final = MAX_BODY_BYTES_IN_FLIGHT
+"""Answers of one stream that wait for the client's window: ten of 24 MiB; one that asks on without reading is reset."""
 H2_PING_S: Final = 20.0
 """A silent client with calls open is pinged and must answer within this, as grpc's servers ask."""
 H2_DEADLINE_TICK_S: Final = 0.02
@@ -123,7 +125,7 @@ CODEC_THREAD_BYTES: Final = 64 * KIB
 MAX_KNOWN_HEADS: Final = 1024
 """Request heads (line and headers) kept parsed by their bytes; a client repeats its own to the letter."""
 MAX_KNOWN_HEAD_BYTES: Final = 1 * KIB
-"""A request head that is kept: with MAX_KNOWN_HEADS of them 1 MiB at most."""
+"""A request head that is kept; taken apart, one of 120 headers takes 15 KiB: MAX_KNOWN_HEADS of them 15 MiB."""
 BOUND_RUN_BYTES: Final = 64 * KIB
 """Inputs and outputs of a call below this are copied through buffers bound once: cheaper than binding anew; a larger
 copy is not."""
@@ -185,6 +187,8 @@ MAX_TRACED_MODELS: Final = 256
 """Models with trace settings of their own: more than any device of the profiles serves."""
 MAX_STREAM_REQUESTS: Final = 1024
 """Requests of one ModelStreamInfer that wait for their answers, which keep their order: a slow one holds all back."""
+MAX_RAW_INPUTS: Final = 1024
+"""`raw_input_contents` of one request: empty ones have two bytes on the wire and a hundred in memory."""
 MAX_GRPC_CALLS: Final = 1024
 """Calls at once by grpcio; further ones get RESOURCE_EXHAUSTED."""
 GRPC_PING_S: Final = 60.0

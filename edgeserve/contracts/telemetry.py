@@ -48,6 +48,8 @@ class ReleaseStats(msgspec.Struct, frozen=True, kw_only=True):
     requests: int = 0
     failures: int = 0
     """Requests that the server failed to answer (status 5xx); a client's mistake is none."""
+    crashes: int = 0
+    """Worker processes of it that ended unasked since it was loaded, with or without a request."""
     feedback: int = 0
     """Feedback received: the gate's total."""
     correct: int = 0
@@ -57,7 +59,7 @@ class ReleaseStats(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if len(self.latency) != LATENCY_BUCKETS:
             raise InputError(f"latency histogram has {len(self.latency)} buckets, {LATENCY_BUCKETS} expected")
-        counters = (self.requests, self.failures, self.feedback, self.correct, *self.latency)
+        counters = (self.requests, self.failures, self.crashes, self.feedback, self.correct, *self.latency)
         if min(counters) < 0 or max(counters) > MAX_COUNT:
             raise InputError("a counter is negative or above 2^53")
         if self.correct > self.feedback:
@@ -74,6 +76,7 @@ class ReleaseStats(msgspec.Struct, frozen=True, kw_only=True):
             release=self.release,
             requests=self.requests - earlier.requests,
             failures=self.failures - earlier.failures,
+            crashes=max(0, self.crashes - earlier.crashes),  # counted anew when the release is loaded anew
             feedback=self.feedback - earlier.feedback,
             correct=self.correct - earlier.correct,
             latency=tuple(new - old for new, old in zip(self.latency, earlier.latency, strict=True)),

@@ -99,8 +99,11 @@ class BoundCalls:
             self._usable = False
             self._known.clear()
             return
-        if sum(key[0] == thread for key in self._known) >= MAX_BOUND_SHAPES:
-            self._known = {key: bound for key, bound in self._known.items() if key[0] != thread}
+        # Copied in one step, because other threads learn meanwhile. Each takes out only what is its own.
+        own = [key for key in list(self._known) if key[0] == thread]
+        if len(own) >= MAX_BOUND_SHAPES:
+            for key in own:
+                self._known.pop(key, None)
         self._known[key] = _Bound(self._session, ordered, outputs)
 
     def close(self) -> None:

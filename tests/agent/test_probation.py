@@ -21,12 +21,14 @@ RECORD = Record(
 SILENT = Observation(status=None, stats=None)
 
 
-def seen(active: str | None = NEW, *, requests: int = 0, failures: int = 0, started: str = "life-1") -> Observation:
+def seen(
+    active: str | None = NEW, *, requests: int = 0, failures: int = 0, crashes: int = 0, started: str = "life-1"
+) -> Observation:
     served = ServedRelease(
         model="digits", version="x", release=active or "", variant=NEW, active=True, executing_device="CPU"
     )
     status = ServingStatus(pid=1, started=started, http_url="", releases=(served,) if active else ())
-    stats = ReleaseStats(model="digits", release=NEW, requests=requests, failures=failures)
+    stats = ReleaseStats(model="digits", release=NEW, requests=requests, failures=failures, crashes=crashes)
     return Observation(status=status, stats=ServingStats(started=started, releases=(stats,)))
 
 
@@ -57,12 +59,15 @@ def run(*looks: tuple[float, Observation], share: float = 0.05):
         ([(0, seen()), (1, seen(requests=100, failures=6))], EventKind.FAILED, "6 of 100"),
         ([(0, seen()), (1, seen(requests=1, failures=1))], None, ""),
         ([(0, seen()), (1, seen(requests=2, failures=2))], EventKind.FAILED, "2 of 2"),
+        ([(0, seen()), (1, seen(crashes=1))], EventKind.FAILED, "crashed 1 times"),
+        ([(0, seen(crashes=2)), (1, seen(crashes=2))], None, ""),
         ([(0, seen(requests=50, failures=50)), (1, seen(requests=60, failures=50))], None, ""),
     ],
     ids=[
         "not long enough", "long enough", "counts from the first answer", "slow start", "busy for a moment",
         "a new life counts anew", "silent", "never ready", "another release", "readiness lost", "few failures",
-        "too many failures", "one failure is no share", "all fail", "failures before it",
+        "too many failures", "one failure is no share", "all fail", "a worker crashed, without a request",
+        "crashes before it", "failures before it",
     ],
 )  # fmt: skip
 def test_a_probation_ends_as_it_should(looks, kind, words):

@@ -95,6 +95,8 @@ class ForkServer:
         with self._lock:
             answer, passed = self._order(Fork(order=order), descriptors)
             assert isinstance(answer, Forked)
+            if not passed:  # the kernel closes a descriptor for which there is no room; the worker ends with its lanes
+                raise DeviceError("too many open files for a worker process", hint="raise LimitNOFILE")
             assert self._process is not None
             return Child(pid=answer.pid, pidfd=passed[0], server=self._process.pid)
 

@@ -49,6 +49,8 @@ class Call:
     """Further parameters of the request, as they came."""
     cancelled: bool = False
     """Nobody waits any more: it need not run if it has not begun."""
+    finished: bool = False
+    """It has its outcome."""
     with_timing: bool = False
     """The client wants to know how it went: `mates` is filled in."""
 

@@ -69,7 +69,7 @@ def parse_config(data: bytes, *, what: str) -> ModelConfig:
         else:
             document = msgspec.json.decode(data, type=dict[str, Any])
         return _config(document, what)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, a number without end
         raise InputError(f"{what} is not valid: {error}") from error
 
 

@@ -53,13 +53,24 @@ class DataPlane(Catalog):
         served = call.served
         call.arrived_ns = _now()
         served.in_flight += 1
-        served.scheduler.submit(call)
+        try:
+            served.scheduler.submit(call)
+        except Exception as error:  # noqa: BLE001 - such as no thread to be had; told apart in _failure
+            self._not_taken(call, error)
 
     def infer_by(self, call: Call, job: Callable[[], Answered]) -> None:
         """Let `job`, which makes the inputs itself and runs the model on them, work on the threads of the model."""
         call.arrived_ns = _now()
         call.served.in_flight += 1
-        call.served.scheduler.submit_job(job, partial(self._finish_job, call))
+        try:
+            call.served.scheduler.submit_job(job, partial(self._finish_job, call))
+        except Exception as error:  # noqa: BLE001 - as above
+            self._not_taken(call, error)
+
+    def _not_taken(self, call: Call, error: Exception) -> None:
+        if call.finished:
+            raise error
+        self._finish(call, error)
 
     def _finish_job(self, call: Call, outcome: Outcome[Answered]) -> None:
         call.infer_ns = _now() - call.arrived_ns
@@ -68,6 +79,8 @@ class DataPlane(Catalog):
     def _finish(self, call: Call, outcome: Outcome[Tensors]) -> None:
         served = call.served
         counters = served.counters
+        call.finished = True
+        served.in_flight -= 1
         answer: Tensors | EdgeServeError
         if not isinstance(outcome, Exception):
             counters.succeeded(call, served.rows(call.inputs) if call.inputs else 1, _now())
@@ -76,7 +89,6 @@ class DataPlane(Catalog):
             answer = outcome
         else:
             answer = self._failure(call, outcome, _now() - call.arrived_ns)
-        served.in_flight -= 1
         if served.retired:
             self._close_if_done(served)
         try:

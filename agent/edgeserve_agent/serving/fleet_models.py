@@ -73,6 +73,8 @@ class FleetModels:
         self._variants: dict[tuple[str, str], _Variant] = {}
         self._configs: dict[str, ModelConfig] = {}
         self._changing = asyncio.Lock()
+        self._wanted: set[tuple[str, str]] = set()
+        """What was to be loaded and not been unloaded since."""
 
     async def load(self, identity: Identity, folder: Path) -> None:
         """Load a variant beside what answers. Settings that are wrong, or do not fit it, are reported and passed over.
@@ -84,6 +86,8 @@ class FleetModels:
             EdgeServeError: It could not be opened or does not run.
         """
         model = identity.model
+        key = (model, identity.release)
+        self._wanted.add(key)
         try:
             config = await asyncio.to_thread(read_settings, self._state_dir, model)
         except EdgeServeError as error:
@@ -93,7 +97,7 @@ class FleetModels:
             await self._plane.load(identity, self._opener(folder, config))
         except EdgeServeError as error:
             plain = ModelConfig(isolation=config.isolation)
-            if config == plain:
+            if config == plain or key not in self._wanted:  # unloaded meanwhile: it is not the settings' fault
                 raise
             _LOG.error("%s %s does not load with its settings: %s", model, identity.version, error.message)
             config = plain
@@ -104,6 +108,7 @@ class FleetModels:
 
     def unload(self, model: str, release: str) -> None:
         """Drop a variant when its last request is done. What is not there is no error."""
+        self._wanted.discard((model, release))
         self._plane.unload(model, release)
         self._variants.pop((model, release), None)
         self._place_labels(model)

@@ -59,6 +59,8 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         """Forget all that was not answered."""
+        if self._transport is None:
+            return  # it was left to HTTP/2, which would not take it
         self._transport = None
         if self._answering is not None and self._answering.work is not None:
             self._answering.work.cancel()
@@ -80,7 +82,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         """Whether the connection is one of HTTP/2, which was handed over; its preface may come in pieces."""
         first = cast("bytes", self._first)
         memory = self._server.read_memory
-        if memory[0] != _HTTP2[len(first)] or self._server.http2 is None or self._reader.ended:
+        if memory[0] != _HTTP2[len(first)] or self._server.http2 is None or self._reader.ended or self._server.draining:
             self._first = None
             return False
         first += bytes(memory[:nbytes])
@@ -151,6 +153,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         if self._answering is not request:
             return
         self._answering = None
+        request.work = None  # it knows this request in turn: without the cycle its tensors are freed at once
         if request.held_bytes:
             self._server.release_body(request.held_bytes)
         if self._transport is None:

@@ -36,7 +36,7 @@ def listen_address(text: str, *, insecure_dev: bool) -> Address:
         InputError: It is not that, the host is unknown, or the address is public and `insecure_dev` is not given.
     """
     host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isascii() or not port.isdecimal() or int(port[:6]) > _MAX_PORT:
+    if not colon or not host or not port.isascii() or not port.isdecimal() or len(port) > 5 or int(port) > _MAX_PORT:
         raise InputError(f"{text[:120]!r} is not HOST:PORT", hint="such as 127.0.0.1:8000; port 0 takes any free one")
     numeric = _resolved(host.removeprefix("[").removesuffix("]"))
     if not ipaddress.ip_address(numeric).is_loopback and not insecure_dev:

@@ -44,6 +44,8 @@ class MappedPlan:
         """LAYOUT messages that are to be sent before the next DONE."""
         self._number = number
         self._layouts: dict[Shapes, int] = {}
+        self._datatypes: dict[str, Datatype] = {}
+        """Of the outputs, as the client knows them."""
         self.slots = [Slot(self, index, memory) for index in range(plan.slots)]
 
     def bind(self, served: ServedRelease) -> None:
@@ -53,7 +55,15 @@ class MappedPlan:
             InputError: The model has other inputs or outputs.
         """
         check_plan(self.plan, served.signature)
-        datatypes = {spec.name: spec.datatype for spec in served.signature.outputs}
+        outputs = {spec.name: spec.datatype for spec in served.signature.outputs}
+        datatypes = {place.name: outputs[place.name] for place in self.plan.outputs}
+        for name, known in self._datatypes.items():
+            if datatypes[name] is not known:
+                raise InputError(
+                    f"output {name!r} is {datatypes[name].value} by now, it was {known.value} when the plan was opened",
+                    hint="open the plan again",
+                )
+        self._datatypes = datatypes
         for slot in self.slots:
             slot.bind([datatypes[place.name] for place in self.plan.outputs])
         self._layouts.clear()
@@ -186,7 +196,10 @@ class Slot:
         if place.datatype is Datatype.BYTES:
             return np.empty(0, object)  # stands for it in the order of the inputs
         dtype = np.dtype(place.datatype.numpy_name)
-        array: Tensor = np.ndarray(place.shape, dtype, buffer=self._memory, offset=self._start + place.offset)
+        try:
+            array: Tensor = np.ndarray(place.shape, dtype, buffer=self._memory, offset=self._start + place.offset)
+        except ValueError as error:  # no elements, and other dimensions whose product overflows
+            raise InputError(f"input {place.name!r} cannot have shape {list(place.shape)}: {error}") from error
         return array
 
     def _bytes_of(self, place: PlacedInput) -> memoryview:

@@ -96,15 +96,14 @@ class ModelFolders:
             return ""
 
     def _folders(self) -> Iterator[Path]:
-        # `is_dir` of a link that leads to itself is False.
-        folders = [self._root / name for name in _listed(self._root) if (self._root / name).is_dir()]
+        folders = [self._root / name for name in _listed(self._root) if _is_folder(self._root / name)]
         if len(folders) > MAX_REPOSITORY_MODELS:
             raise InputError(f"{self._root} has {len(folders)} models, at most {MAX_REPOSITORY_MODELS} are allowed")
         yield from folders
 
     def _folder(self, name: str) -> Path:
         folder = self._root / served_name(name)
-        if not folder.is_dir():
+        if not _is_folder(folder):
             raise NotFoundError(f"there is no model {name!r} in the repository", hint=f"looked for the folder {folder}")
         return folder
 
@@ -133,6 +132,11 @@ def _is_name(text: str) -> bool:
     return True
 
 
+def _is_folder(path: Path) -> bool:
+    """As `Path.is_dir`, which raises for a name that is too long and for one that may not be looked at."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
 def _fail(error: EdgeServeError) -> Opened:
     raise error
 
@@ -152,7 +156,7 @@ def _listed(folder: Path) -> list[str]:
 def _versions(folder: Path) -> dict[int, Path]:
     """Number -> its folder, or the release that brings its number along."""
     entries = _listed(folder)
-    found = {int(name): folder / name for name in entries if VERSION.match(name) and (folder / name).is_dir()}
+    found = {int(name): folder / name for name in entries if VERSION.match(name) and _is_folder(folder / name)}
     if len(found) > MAX_MODEL_VERSIONS:
         raise InputError(f"{folder} has {len(found)} versions, at most {MAX_MODEL_VERSIONS} are allowed")
     for name in _RELEASES:

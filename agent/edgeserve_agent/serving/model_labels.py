@@ -59,12 +59,7 @@ class ModelLabels:
         """
         if labels == self._models.get(model, {}):
             return
-        for label in labels:
-            label_name(label)
-        if len(labels) > MAX_LABELLED_VERSIONS:
-            raise InputError(
-                f"model {model!r} would have {len(labels)} labels, at most {MAX_LABELLED_VERSIONS} are allowed"
-            )
+        _check(model, labels)
         changed = {**self._models, model: dict(labels)}
         if not labels:
             del changed[model]
@@ -75,12 +70,22 @@ class ModelLabels:
 
 def _read(path: Path) -> dict[str, dict[str, Label]]:
     try:
-        return decode(path.read_bytes(), LabelsDocument, what=str(path), limit=MAX_CONFIG_BYTES).models
+        models = decode(path.read_bytes(), LabelsDocument, what=str(path), limit=MAX_CONFIG_BYTES).models
+        for model, labels in models.items():
+            _check(model, labels)
+        return models
     except FileNotFoundError:
         return {}
     except (OSError, EdgeServeError) as error:
         _LOG.error("labels are lost, set them again: %s", error)
         return {}
+
+
+def _check(model: str, labels: Mapping[str, Label]) -> None:
+    for label in labels:
+        label_name(label)
+    if len(labels) > MAX_LABELLED_VERSIONS:
+        raise InputError(f"model {model!r} has {len(labels)} labels, at most {MAX_LABELLED_VERSIONS} are allowed")
 
 
 def placed(

@@ -200,8 +200,9 @@ def warm_up(opened: Opened) -> Warm:
             opened.model.run(inputs)
             call_us = _median_us(opened.model, inputs)
         except Exception as error:
-            # Sizes of 1 need not be possible, such as an image of one pixel.
-            if not any(-1 in spec.shape[1:] for spec in signature.inputs):
+            # Sizes of 1 need not be possible, such as an image of one pixel; a worker process must live through them.
+            crashed = getattr(opened.model, "crashes", 0)
+            if crashed or not any(-1 in spec.shape[1:] for spec in signature.inputs):
                 raise _does_not_run("zeros", error) from error
         for request in opened.warmup:
             _run_warmup(opened.model, request)

@@ -160,7 +160,14 @@ class ServingProcess:
             case SetLabel(model=model, label=label, release=release):
                 self._models.set_label(model, label, release)
             case ReadStats():
-                releases = tuple(one.stats() for one in self._plane.counters())
+                crashes = {
+                    (served.identity.model, served.identity.release): served.crashes
+                    for served, _active in self._plane.releases()
+                }
+                releases = tuple(
+                    msgspec.structs.replace(one.stats(), crashes=crashes.get((one.model, one.release), 0))
+                    for one in self._plane.counters()
+                )
                 return ServingStats(started=self._started, releases=releases)
             case Stop():
                 self._stop.set()

@@ -62,6 +62,11 @@ class ServedRelease:
         return inputs[self._batched].shape[0] if self._batched else 1
 
     @property
+    def crashes(self) -> int:
+        """Worker processes of an isolated model that ended unasked since it was loaded."""
+        return int(getattr(self.model, "crashes", 0))
+
+    @property
     def number(self) -> int:
         """The version where a protocol has only numbers: the release's counter, or the version itself."""
         identity = self.identity

@@ -84,7 +84,9 @@ class ModelServer:
         self._insecure = insecure
         self._v2 = V2(self.plane, insecure=insecure, extensions=EXTENSIONS, regions=self._regions)
         self._api = Api(
-            [self._v2, Deferred(self._other_dialects)], workers=lambda: Workers(loop, threads=1, name="codec")
+            [self._v2, Deferred(self._other_dialects)],
+            workers=lambda: Workers(loop, threads=1, name="codec"),
+            hold=lambda count: self._http.hold_body(count),
         )
         self._http = HttpServer(loop, self._api.handle, limits=limits, http2=self._adopt)
         self._service: GrpcService | None = None

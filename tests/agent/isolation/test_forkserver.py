@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 from edgeserve.contracts.errors import DeviceError, InputError, NotFoundError
 from edgeserve.runtimes.base import RuntimeOptions
 from edgeserve_agent.isolation.forkserver import ForkServer
+from edgeserve_agent.isolation.messages import LoadOrder
 from edgeserve_agent.isolation.options import IsolationOptions
 from edgeserve_agent.isolation.runtime import IsolatedRuntime
 from tests.agent.isolation.processes import is_alive, state, until
@@ -115,3 +117,18 @@ def test_on_other_systems_it_imports_and_says_where_it_works(tmp_path: Path) -> 
 def test_options_that_make_no_sense_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(InputError, match=f"isolation: {next(iter(wrong))}"):
         IsolationOptions(**wrong)
+
+
+def test_a_worker_for_which_there_is_no_descriptor_is_an_error_that_says_so(server: ForkServer, tmp_path: Path) -> None:
+    server.warm("null")
+    order = LoadOrder(runtime="null", path=str(tmp_path), options=RuntimeOptions(), isolation=IsolationOptions())
+    next_free = os.open("/dev/null", os.O_RDONLY)
+    os.close(next_free)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (next_free, limits[1]))
+    try:
+        with pytest.raises(DeviceError, match="too many open files"):
+            server.fork(order, ())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert server.warm("null")

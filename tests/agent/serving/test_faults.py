@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -20,6 +21,7 @@ import pytest
 
 from edgeserve.contracts.documents import encode
 from edgeserve.contracts.errors import DeviceError
+from edgeserve_agent.serving.call import Call
 
 LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: t\r\n\r\n"
 PATIENCE_S = 60.0
@@ -107,6 +109,22 @@ def test_an_answer_that_cannot_be_written_is_an_error_and_no_silence(start_serve
             answer = client.send(infer(tools)).answer()
             assert answer.status == 500
             assert "cannot be written" in answer.error
+
+
+def test_an_answered_request_keeps_no_tensors_until_the_collector_comes(start_server, connect, tools):
+    """What it kept would be mapped memory of clients, and open files with it."""
+    server = start_server()
+    server.serve(tools.model())
+    server.serve(tools.model(slow=True), name="slow", number=2)
+    client = connect(server)
+    gc.collect()
+    gc.disable()
+    try:
+        for name in ("m", "slow") * 5:
+            assert client.send(infer(tools, name)).answer().status == 200
+        tools.until(lambda: not any(type(one) is Call for one in gc.get_objects()), "all calls were freed")
+    finally:
+        gc.enable()
 
 
 def test_pipelined_requests_of_every_dialect_are_answered_in_order(start_server, connect, tools):

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import uvloop
 
+from edgeserve_agent.serving.http_server import HttpServer
+
 GET_LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: t\r\n\r\n"
 
 
@@ -347,3 +349,28 @@ def test_a_client_that_leaves_takes_its_waiting_requests_with_it(start_server, c
     assert connect(server).send(tools.request("POST", "/v2/models/m/infer", tools.infer_json())).answer().status == 200
     server.call(server.plane.unload, "m", tools.digest(1))
     tools.until(model.closed.is_set, "its last request was done")
+
+
+def test_http2_that_is_not_taken_ends_the_connection_and_nothing_else(make_loop):
+    loop, failures, lost = make_loop(), [], threading.Event()
+    loop.set_exception_handler(lambda _loop, context: failures.append(context))
+
+    def refuse(transport, _first: bytes) -> None:
+        transport.close()
+        loop.call_later(0.05, lost.set)
+
+    async def serve() -> bytes:
+        server = HttpServer(loop, lambda _request, _reply: None, http2=refuse)
+        port = await server.listen("127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        received = await reader.read()
+        writer.close()
+        await server.close(0)
+        return received
+
+    try:
+        assert loop.run_until_complete(serve()) == b""
+    finally:
+        loop.close()
+    assert failures == []

@@ -31,8 +31,12 @@ def test_a_public_address_needs_to_be_asked_for(text: str):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "8000", ":8000", "127.0.0.1", "127.0.0.1:", "127.0.0.1:65536", "127.0.0.1:-1", "127.0.0.1:8٢", "a b:1"]
-)
+    "text",
+    [
+        "", "8000", ":8000", "127.0.0.1", "127.0.0.1:", "127.0.0.1:65536", "127.0.0.1:-1", "127.0.0.1:8٢", "a b:1",
+        "127.0.0.1:00655350",
+    ],
+)  # fmt: skip
 def test_what_is_not_an_address_is_refused(text: str):
     with pytest.raises(InputError):
         listen_address(text, insecure_dev=True)

@@ -54,6 +54,21 @@ def test_models_are_the_folders_whose_names_a_model_can_have(root: Path, folders
     assert folders.unusable() == ["'-y'", "'_x'"]
 
 
+def test_a_name_that_no_file_system_takes_is_of_no_model(folders: ModelFolders):
+    name = "\u65e5" * 128  # 384 bytes
+    assert folders.fingerprint(name) == ""
+    with pytest.raises(NotFoundError):
+        folders.find(name)
+
+
+@pytest.mark.parametrize("name", ["a.toml", "a.json"])
+def test_a_number_without_end_is_no_configuration(name: str):
+    separator = "=" if name.endswith(".toml") else ":"
+    text = f'"max_batch_size" {separator} {"9" * 5000}'
+    with pytest.raises(InputError, match="is not valid"):
+        parse_config((text if separator == "=" else f"{{{text}}}").encode(), what=name)
+
+
 @pytest.mark.parametrize("name", ["..", ".", "../models/m", "m/1", "/etc", ".hidden", "", "m\0", "m\n", "x" * 200])
 def test_a_name_that_could_lead_elsewhere_is_refused(root: Path, folders: ModelFolders, name: str):
     put_version(root, "m", 1, adds=0)

@@ -62,7 +62,10 @@ def test_labels_are_kept_in_the_file(tmp_path: Path):
     assert again.of("n") == {}
 
 
-@pytest.mark.parametrize("damage", [b"", b"{", b'{"models": 3}', b"\xff"])
+@pytest.mark.parametrize(
+    "damage",
+    [b"", b"{", b'{"models": 3}', b"\xff", b'{"models": {"m": {"no label": {"stands_for": "1"}}}}'],
+)
 def test_a_damaged_file_is_reported_and_begun_anew(tmp_path: Path, damage: bytes, caplog: pytest.LogCaptureFixture):
     path = tmp_path / "labels.json"
     path.write_bytes(damage)

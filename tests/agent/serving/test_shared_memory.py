@@ -277,7 +277,10 @@ def test_an_object_that_was_shrunk_gives_an_error_and_no_signal(make):
 
 def http_server(server: Any, regions: SharedMemory | None) -> HttpServer:
     dialects = [V2(server.plane, insecure=False, regions=regions), SharedMemoryApi(regions)]
-    return HttpServer(server.loop, Api(dialects, workers=lambda: Workers(server.loop, threads=1, name="codec")).handle)
+    return HttpServer(
+        server.loop,
+        Api(dialects, workers=lambda: Workers(server.loop, threads=1, name="codec"), hold=lambda _count: True).handle,
+    )
 
 
 @pytest.fixture

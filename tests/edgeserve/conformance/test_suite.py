@@ -5,7 +5,8 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from edgeserve.conformance.check import CHECKS, Check, Level, NoAnswer, Skip, Violation
-from edgeserve.conformance.http import Http
+from edgeserve.conformance.http import Answer, Http
+from edgeserve.conformance.infer import HEAD_LENGTH, outputs_of
 from edgeserve.conformance.models import write_models
 from edgeserve.conformance.report import checks_table, junit, outcome_lines, summary_lines
 from edgeserve.conformance.run import Outcome, Report, Verdict, chosen, run
@@ -146,6 +147,30 @@ def test_junit_has_a_case_for_each_check_and_survives_control_characters():
     assert 'sent POST <x> & "y"' in cases["conformance.ids"].find("failure").text
     assert cases["conformance.v1"].find("skipped").get("message") == "needs <a> & more"
     assert len(cases["conformance.core"]) == 0
+
+
+def test_junit_can_be_written_whatever_a_server_says():
+    text = junit(
+        _report(_outcome(Verdict.FAIL, sent="GET /v2", expected="200", got=json.loads('"half \\ud800 \\uffff"')))
+    )
+    assert "got half \ufffd \ufffd" in ET.fromstring(text.encode()).find("testcase/failure").text
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"parameters": [1]},
+        {"parameters": {"binary_data_size": "four"}},
+        {"parameters": {"binary_data_size": {}}},
+        {"shape": [10**30], "data": [1.0]},
+    ],
+)
+def test_nonsense_in_an_answer_is_a_finding_and_not_the_end_of_the_run(changes):
+    output = {"name": "y", "shape": [1], "datatype": "FP32"} | changes
+    body = json.dumps({"outputs": [output]}).encode()
+    answer = Answer(sent="POST", status=200, headers={HEAD_LENGTH: str(len(body))}, body=body)
+    with pytest.raises(Violation):
+        outputs_of(answer)
 
 
 def test_the_summary_counts_by_level_and_says_why_checks_were_skipped():

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
@@ -78,3 +81,26 @@ def test_an_error_inside_the_model_is_a_device_error(tmp_path, capfd) -> None:
         loaded.run({"x": np.ones((1, 4), np.float32)})
     loaded.close()
     assert capfd.readouterr().err == ""
+
+
+def test_threads_that_meet_new_shapes_at_once_are_all_answered(tmp_path) -> None:
+    shape = ["n"]
+    loaded = load(
+        model(RELU, inputs={"x": (TensorProto.FLOAT, shape)}, outputs={"y": (TensorProto.FLOAT, shape)}), tmp_path
+    )
+
+    def answers(thread: int) -> bool:
+        return all(
+            np.array_equal(loaded.run({"x": given})["y"], given)
+            for size in range(1, 100)
+            for given in [np.full(size, thread + 1, np.float32)] * 2
+        )
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            assert all(pool.map(answers, range(8)))
+    finally:
+        sys.setswitchinterval(interval)
+        loaded.close()

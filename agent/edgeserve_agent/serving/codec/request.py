@@ -67,19 +67,21 @@ class RequestDecoder:
         self, json: bytes | memoryview, head_length: int, body: bytes | memoryview, regions: Regions | None
     ) -> Decoded:
         head = parse_head(json)
-        plan = self._plan(head)
+        plan = self._plan(head, head_length)
         inputs = plan.inputs(head.inputs, body, head_length, regions)
         # A head with an id rarely comes again; one with numbers in it would keep them in memory.
         if not head.id and not plan.has_json and head_length <= MAX_CACHED_HEAD_BYTES:
             _keep(self._by_bytes if plan.tail else self._whole, bytes(json), plan)
         return plan, head.id, inputs
 
-    def _plan(self, head: RequestHead) -> Plan:
+    def _plan(self, head: RequestHead, head_length: int) -> Plan:
         content = _content(head)
         known = self._by_content.get(content) if content is not None else None
         if known is None:
             known = plan_of(head, self._signature)
-            if content is not None:
+            # Its numbers are not part of what is kept.
+            kept_bytes = head_length - sum(memoryview(one.data).nbytes for one in head.inputs)
+            if content is not None and kept_bytes <= MAX_CACHED_HEAD_BYTES:
                 _keep(self._by_content, content, known)
         return known
 

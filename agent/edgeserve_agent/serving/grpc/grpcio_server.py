@@ -115,7 +115,7 @@ class GrpcioServer:
                     call.refuse(*_too_large("answer", len(chunk), self.max_message_bytes))
                     break
                 await context.write(chunk)
-        except asyncio.CancelledError:
+        except BaseException:  # cancelled, or writing to a client that has gone failed
             call.cancel()
             raise
         finally:

@@ -20,7 +20,15 @@ from edgeserve_agent.serving.dataplane import DataPlane
 from edgeserve_agent.serving.grpc.answer import answer_chunks
 from edgeserve_agent.serving.grpc.request import Cutter, Head, Plan, cut, plan_of, read_head, scheduled_call
 from edgeserve_agent.serving.grpc.status import fail, message_of
-from edgeserve_agent.serving.grpc.wire import Layout, Scanned, response_flag, scan, stream_error, stream_response
+from edgeserve_agent.serving.grpc.wire import (
+    Layout,
+    Scanned,
+    check_raw_count,
+    response_flag,
+    scan,
+    stream_error,
+    stream_response,
+)
 from edgeserve_agent.serving.regions import Regions
 from edgeserve_agent.serving.rpc import Message, RpcCall, StatusCode
 from edgeserve_agent.serving.served import ServedRelease
@@ -107,6 +115,7 @@ class Inference:
         if rpc.on_cancel is not None:
             rpc.on_cancel = None  # it holds the call, which holds the tensors
         if isinstance(outcome, EdgeServeError):
+            call.done = _answered  # `unary` may give the call to `on_cancel` yet: that would be a circle
             fail(rpc, outcome)
             return
         try:
@@ -129,6 +138,7 @@ class Inference:
         scanned = scan(message)
         if scanned is None:
             parsed = read_message(messages().ModelInferRequest, message)
+            check_raw_count(len(parsed.raw_input_contents))
             served, head = self._read_head(parsed)
             return served, head, parsed.id, [memoryview(blob) for blob in parsed.raw_input_contents]
         known = self._heads.get(scanned.head)
@@ -155,7 +165,8 @@ class Inference:
             if len(self._heads) >= MAX_CACHED_HEADS:
                 self._heads.clear()
             self._heads[scanned.head] = head
-        if scanned.id:  # such a message rarely comes again
+        # A message with an id rarely comes again, and one with tensors that nobody asked for is refused.
+        if scanned.id or len(scanned.bounds) > len(head.inputs):
             return
         size = len(message)
         if len(self._by_size) >= MAX_CACHED_HEADS:
@@ -211,16 +222,24 @@ class InferenceStream:
         self._flush()
 
     def _take(self, message: Message) -> None:
+        if len(self._slots) >= 2 * MAX_STREAM_REQUESTS:  # refusals wait for their turn, too
+            fail(self._rpc, self._too_many())
+            self._cancel()
+            return
         slot = _Slot()
         self._slots.append(slot)
         try:
             if len(self._slots) > MAX_STREAM_REQUESTS:
-                raise RejectedError(f"{MAX_STREAM_REQUESTS} requests of this stream wait for their answers already")
+                raise self._too_many()
             call = self._inference.submit(message, partial(self._done, slot))
         except EdgeServeError as error:
-            slot.error, slot.identity = error, _id_of(message)
+            # The traceback holds this frame, which holds the message.
+            slot.error, slot.identity = error.with_traceback(None), _id_of(message)
         else:
             slot.call = call
+
+    def _too_many(self) -> RejectedError:
+        return RejectedError(f"{MAX_STREAM_REQUESTS} requests of this stream wait for their answers already")
 
     def _done(self, slot: _Slot, plan: Plan, identity: str, call: Call, outcome: Tensors | EdgeServeError) -> None:
         slot.identity = identity
@@ -238,17 +257,16 @@ class InferenceStream:
         slots = self._slots
         while slots and not self._over:
             slot = slots[0]
+            if slot.answer is None and slot.error is None:
+                return
+            slots.popleft()  # before sending, which may end the call
             if slot.answer is not None:
                 self._rpc.send(stream_response((_FINAL, *slot.answer)))
-            elif slot.error is None:
-                return
-            elif self._status_on_error:
+            elif slot.error is not None and self._status_on_error:
                 fail(self._rpc, slot.error)
                 self._cancel()
-                return
-            else:
+            elif slot.error is not None:
                 self._rpc.send(stream_error(message_of(slot.error), slot.identity))
-            slots.popleft()
         if not self._over and (self._last_came or self._drains):
             self._end()
             code = StatusCode.OK if self._last_came else StatusCode.UNAVAILABLE
@@ -270,12 +288,15 @@ def _cancel(call: Call) -> None:
     call.cancelled = True
 
 
+def _answered(_call: Call, _outcome: Tensors | EdgeServeError) -> None:
+    """It is."""
+
+
 def _id_of(message: Message) -> str:
-    scanned = scan(message)
-    if scanned is not None:
-        return scanned.id
     try:
-        identity: str = read_message(messages().ModelInferRequest, message).id
+        scanned = scan(message)
+        if scanned is not None:
+            return scanned.id
+        return str(read_message(messages().ModelInferRequest, message).id)
     except InputError:
         return ""
-    return identity

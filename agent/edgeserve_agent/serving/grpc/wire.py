@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from edgeserve.contracts.errors import InputError
+from edgeserve.contracts.limits import MAX_RAW_INPUTS
 from edgeserve_agent.serving.rpc import Message
 
 _ID: Final = 0x1A
@@ -63,7 +65,11 @@ class Layout:
 
 
 def scan(message: Message) -> Scanned | None:
-    """Find head, id and tensors of a `ModelInferRequest`; None when it is in a form that protobuf must look at."""
+    """Find head, id and tensors of a `ModelInferRequest`; None when it is in a form that protobuf must look at.
+
+    Raises:
+        InputError: It has more tensors than any model.
+    """
     size = len(message)
     at = id_from = id_to = id_text = 0
     while at < size and (tag := message[at]) != _RAW_INPUT:
@@ -86,6 +92,7 @@ def scan(message: Message) -> Scanned | None:
         if at > size:
             return None
         bounds.append((begin, at))
+        check_raw_count(len(bounds))
     head = bytes(message[:head_end])
     if not id_to:
         return Scanned(head, "", tuple(bounds))
@@ -94,6 +101,19 @@ def scan(message: Message) -> Scanned | None:
     except UnicodeDecodeError:
         return None
     return Scanned(head[:id_from] + head[id_to:], text, tuple(bounds))
+
+
+def check_raw_count(count: int) -> None:
+    """Bound the `raw_input_contents` of a request.
+
+    Raises:
+        InputError: There are more than any model has inputs.
+    """
+    if count > MAX_RAW_INPUTS:
+        raise InputError(
+            f"the request has more than {MAX_RAW_INPUTS} raw_input_contents",
+            hint="send one for each input of the model",
+        )
 
 
 def _bounds(message: Message, at: int) -> tuple[int, int]:

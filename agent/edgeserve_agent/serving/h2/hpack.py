@@ -136,8 +136,13 @@ def http_status_block(status: int) -> bytes:
 def percent_encoded(message: str) -> bytes:
     """`grpc-message`, shortened to what clients take ("gRPC over HTTP2", Status-Message)."""
     encoded = quote(message, safe=_MESSAGE_SAFE, errors="replace").encode("ascii")
+    # A field value neither begins nor ends with a space (RFC 9113, section 8.2.1): strict clients reset the stream.
+    if encoded.startswith(b" "):
+        encoded = b"%20" + encoded[1:]
+    if encoded.endswith(b" "):
+        encoded = encoded[:-1] + b"%20"
     if len(encoded) <= limits.MAX_STATUS_MESSAGE_BYTES:
         return encoded
     kept = encoded[: limits.MAX_STATUS_MESSAGE_BYTES]
     percent = kept.rfind(b"%", -2)
-    return kept[:percent] if percent >= 0 else kept
+    return (kept[:percent] if percent >= 0 else kept).rstrip()

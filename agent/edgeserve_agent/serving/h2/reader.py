@@ -77,7 +77,7 @@ class FrameReader:
             self._direct = False
             self._payload_left -= count
             assert self._sink is not None
-            ends = self._payload_ends and not self._payload_left
+            ends = self._payload_ends and self._payload_left <= self._padding
             self._streams.data_arrived(self._sink, count, ends=ends)
             return
         end = len(self._kept) + count

@@ -19,6 +19,7 @@ from edgeserve.contracts.limits import (
     H2_IDLE_FRAMES,
     H2_PING_S,
     H2_RESETS,
+    H2_WAITING_BYTES,
     IDLE_CONNECTION_S,
     LINGER_S,
     MAX_BODY_BYTES_IN_FLIGHT,
@@ -59,6 +60,7 @@ class H2Limits:
     concurrent_streams: int = H2_CONCURRENT_STREAMS
     resets: int = H2_RESETS
     idle_frames: int = H2_IDLE_FRAMES
+    waiting_bytes: int = H2_WAITING_BYTES
 
     @property
     def stream_window(self) -> int:
@@ -204,18 +206,20 @@ class H2Server:
     # One timer for all calls and one for all connections: a timer for each would cost more than a call's handling.
 
     def _tick(self) -> None:
+        # Set first: a bug in ending one call must not end the deadlines of all.
+        self._ticker = self.loop.call_later(H2_DEADLINE_TICK_S, self._tick) if self._watched else None
         now = self.time()
         for stream in list(self._watched):
             if stream.deadline is not None and stream.deadline <= now:
-                del self._watched[stream]
+                self._watched.pop(stream, None)  # the end of one call may end another
                 stream.expire()
-        self._ticker = self.loop.call_later(H2_DEADLINE_TICK_S, self._tick) if self._watched else None
 
     def _sweep(self) -> None:
+        # Set first, as above.
+        self._sweeper = self.loop.call_later(self._sweep_s, self._sweep) if self._connections else None
         now = self.time()
         for connection in list(self._connections):
             connection.check(now)
-        self._sweeper = self.loop.call_later(self._sweep_s, self._sweep) if self._connections else None
 
 
 def _preface(bounds: H2Limits) -> bytes:

@@ -187,6 +187,10 @@ class Stream:
         if self._waiting is None:
             self._waiting = deque()
             self.progressed = self._streams.server.time()
+        elif self._waiting_bytes > self._streams.server.limits.waiting_bytes:
+            # The client asks on and does not read.
+            self._streams.reset(self.number, ErrorCode.ENHANCE_YOUR_CALM)
+            return
         self._waiting.append(PREFIX.pack(0, size))
         self._waiting.extend(memoryview(chunk).cast("B") for chunk in chunks if memoryview(chunk).nbytes)
         self._waiting_bytes += length

@@ -19,6 +19,7 @@ from edgeserve_agent.serving.messages import (
     Reply,
     Request,
     Response,
+    busy_response,
     error_response,
     failure_response,
 )
@@ -67,15 +68,23 @@ class Api:
     Args:
         dialects: The first that knows a path has it.
         workers: Make the thread on which large bodies are compressed, when there is one.
+        hold: Sets aside memory for a large body that was decompressed, until its request is answered; False when too
+            much is in use.
         body_bytes: Most bytes of a decompressed body.
     """
 
     def __init__(
-        self, dialects: Sequence[Dialect], *, workers: Callable[[], Workers], body_bytes: int = MAX_REQUEST_BYTES
+        self,
+        dialects: Sequence[Dialect],
+        *,
+        workers: Callable[[], Workers],
+        hold: Callable[[int], bool],
+        body_bytes: int = MAX_REQUEST_BYTES,
     ) -> None:
         self._dialects = tuple(dialects)
         self._make_workers = workers
         self._workers: Workers | None = None
+        self._hold = hold
         self._body_bytes = body_bytes
         self._routes: dict[bytes, Route] = {}
 
@@ -114,6 +123,10 @@ class Api:
         if isinstance(outcome, Exception):
             reply(_failed(outcome))
             return
+        if not self._hold(len(outcome)):
+            reply(busy_response("too many request bodies are being decompressed"))
+            return
+        request.held_bytes += len(outcome)
         request.body = outcome
         try:
             self._handle(request, reply)

@@ -11,6 +11,7 @@ from itertools import accumulate
 from typing import Final
 
 from edgeserve import __version__
+from edgeserve.contracts.model_config import Isolation
 from edgeserve.contracts.telemetry import LATENCY_BOUNDS_US
 from edgeserve_agent.serving.counters import Counters, FailureReason
 from edgeserve_agent.serving.dataplane import DataPlane
@@ -48,6 +49,14 @@ def prometheus(plane: DataPlane, *, insecure: bool) -> str:
     ]
     lines += _family(
         "edgeserve_release_active", "gauge", "1 for the release that answers, 0 for others loaded.", loaded
+    )
+    crashes: list[Sample] = [
+        (_labels(served.counters), served.crashes)
+        for served, _active in plane.releases()
+        if served.config.isolation is Isolation.PROCESS
+    ]
+    lines += _family(
+        "edgeserve_worker_crashes_total", "counter", "Worker processes of the model that ended unasked.", crashes
     )
     unknown: list[Sample] = [({"model": model}, count) for model, count in plane.unknown_feedback.items()]
     lines += _family("edgeserve_feedback_unknown_total", "counter", "Feedback for ids that are not known.", unknown)

@@ -56,8 +56,9 @@ class DirectScheduler:
                 call.infer_ns = _now() - call.arrived_ns
                 self._finish(call, outcome)
                 return
+        threads = self._threads()
         self._pending += 1
-        self._threads().submit(partial(self._timed, call), partial(self._done, call))
+        threads.submit(partial(self._timed, call), partial(self._done, call))
 
     def submit_job(self, job: Callable[[], Any], done: Callable[[Outcome[Any]], None]) -> None:
         """Let `job` work on a thread of the model."""

@@ -34,10 +34,11 @@ class Timer:
         self._armed_ns: int | None = None
         self._fd = -1
         self._handle: asyncio.TimerHandle | None = None
+        self._closed = False
 
     def ring_at(self, when_ns: int | None, now_ns: int) -> None:
         """See that the alarm comes at `when_ns` or before; None = need not come. Times are of `perf_counter_ns`."""
-        if when_ns is None or (self._armed_ns is not None and self._armed_ns <= when_ns):
+        if self._closed or when_ns is None or (self._armed_ns is not None and self._armed_ns <= when_ns):
             return
         self._armed_ns = when_ns
         wait_ns = max(when_ns - now_ns, 1)
@@ -56,7 +57,8 @@ class Timer:
         self._handle = self._loop.call_later((wait_ns // _COARSE_NS + 1) / 1000, self._ring)
 
     def close(self) -> None:
-        """Never call again."""
+        """Never call again, whatever is asked for: the last answer of a release closes it in the midst of a turn."""
+        self._closed = True
         if self._fd >= 0:
             self._loop.remove_reader(self._fd)
             os.close(self._fd)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from edgeserve.contracts.errors import InputError
+from edgeserve.contracts.limits import MAX_CACHED_HEAD_BYTES
 from edgeserve.contracts.tensors import Datatype, Signature, TensorSpec, datatype_of
 from edgeserve_agent.serving.codec.answer import encode_answer
 from edgeserve_agent.serving.codec.plan import Plan
@@ -308,6 +309,22 @@ def test_a_head_that_differs_only_in_id_and_numbers_gives_its_own():
         head = {"inputs": [{**X, "data": [number, 2.5]}], "id": f"r{number}"}
         found = one.decode(json.dumps(head).encode(), None)
         assert (found.id, found.inputs["x"].tolist()) == (f"r{number}", [number, 2.5])
+
+
+@pytest.mark.parametrize("where", ["parameters", "name"])
+def test_a_long_head_is_not_kept_whatever_makes_it_long(where: str):
+    one = RequestDecoder(SIGNATURE)
+    long = "x" * MAX_CACHED_HEAD_BYTES
+    for number in range(2):
+        given = {**X, "data": [1, 2]}
+        body = (
+            {"inputs": [given], "parameters": {"own": long}}
+            if where == "parameters"
+            else {"inputs": [{**given, "name": long}]}
+        )
+        _plan, _id, inputs = one.decode(json.dumps({**body, "id": str(number)}).encode(), None)
+        assert [array.tolist() for array in inputs.values()] == [[1.0, 2.0]]
+    assert not one._by_content
 
 
 @pytest.mark.parametrize("first", [True, 1])

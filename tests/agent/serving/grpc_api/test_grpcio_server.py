@@ -250,3 +250,33 @@ def _accepts(port):
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
         return True
     return False
+
+
+def test_a_stream_to_which_nothing_can_be_written_is_cancelled(host):
+    class Context:
+        """A call of a client that has gone: grpcio fails to write to it."""
+
+        def __init__(self, message):
+            self._messages = [message]
+
+        def invocation_metadata(self):
+            return ()
+
+        async def read(self):
+            if self._messages:
+                return self._messages.pop()
+            return await asyncio.get_running_loop().create_future()
+
+        async def write(self, _message):
+            raise RuntimeError("the transport is broken")
+
+    class Service:
+        def begin(self, call):
+            call.on_cancel = lambda: cancelled.append(call.path)
+            return lambda message: call.send((message,))
+
+    cancelled = []
+    server = GrpcioServer(host.loop, Service())
+    with pytest.raises(RuntimeError, match="broken"):
+        host.run(server._stream("/a/stream", None, Context(b"one")))
+    assert cancelled == ["/a/stream"]

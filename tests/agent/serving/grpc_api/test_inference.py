@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +12,8 @@ pytest.importorskip("google.protobuf")
 
 from edgeserve.client.blobs import decode_blob, encode_blob
 from edgeserve.client.oip_proto import messages
-from edgeserve.contracts.limits import MAX_CACHED_HEAD_BYTES, MAX_CACHED_HEADS
+from edgeserve.contracts.errors import RejectedError
+from edgeserve.contracts.limits import MAX_CACHED_HEAD_BYTES, MAX_CACHED_HEADS, MAX_RAW_INPUTS
 from edgeserve.contracts.task import Task
 from edgeserve.contracts.tensors import Datatype, Signature, TensorSpec
 from edgeserve_agent.serving.rpc import StatusCode
@@ -446,3 +450,40 @@ def test_regions_are_listed_and_errors_of_theirs_say_what_is_wrong(host, api, re
     code, text = host.infer(message)
     assert code is StatusCode.INVALID_ARGUMENT
     assert "shared memory size specified with the request for output 'y' (4 bytes) should be at least 12" in text
+
+
+@pytest.mark.parametrize("unusual", [b"", UNKNOWN_FIELD])
+@pytest.mark.parametrize("path", ["INFER", "STREAM"])
+def test_a_request_of_countless_empty_tensors_is_refused(host, api, unusual, path):
+    sent = unusual + api.request().SerializeToString() + b"\x3a\x00" * MAX_RAW_INPUTS
+    call = host.answer(getattr(api, path), sent)
+    if path == "INFER":
+        code, said = call.status
+    else:
+        code, said = (
+            StatusCode.INVALID_ARGUMENT,
+            messages().ModelStreamInferResponse.FromString(call.sent[0]).error_message,
+        )
+    assert (code, f"more than {MAX_RAW_INPUTS} raw_input_contents" in said) == (StatusCode.INVALID_ARGUMENT, True)
+
+
+def test_a_request_that_is_refused_at_once_leaves_nothing_to_collect(host, api, monkeypatch):
+    monkeypatch.setattr(host.plane, "infer", lambda call: call.done(call, RejectedError("too many wait")))
+    sent, gone = api.request().SerializeToString(), []
+
+    def ask():
+        rpc = api.Call(api.INFER)
+        receiver = host.service.begin(rpc)
+        receiver(sent)
+        receiver(None)
+        assert rpc.status[0] is StatusCode.UNAVAILABLE
+        reference = weakref.ref(rpc)
+        gc.disable()
+        try:
+            del rpc, receiver
+            gone.append(reference() is None)
+        finally:
+            gc.enable()
+
+    host.call(ask)
+    assert gone == [True]

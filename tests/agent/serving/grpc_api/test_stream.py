@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 
@@ -79,3 +82,41 @@ def test_a_stream_may_not_have_any_number_of_requests_wait(host, api, monkeypatc
     assert [bool(response.error_message) for response in found] == [False, False, True, True]
     assert "2 requests of this stream wait" in found[2].error_message
     assert [response.infer_response.id for response in found] == ["0", "1", "2", "3"]
+
+
+def test_a_stream_that_piles_up_refusals_is_ended(host, api, monkeypatch):
+    monkeypatch.setattr("edgeserve_agent.serving.grpc.inference.MAX_STREAM_REQUESTS", 2)
+    calls = []
+    monkeypatch.setattr(host.plane, "infer", calls.append)
+    rpc = api.Call(api.STREAM)
+
+    def begin():
+        receiver = host.service.begin(rpc)
+        for _ in range(9):
+            receiver(api.request().SerializeToString())
+
+    host.call(begin)
+    assert rpc.status[0] is StatusCode.UNAVAILABLE
+    assert [call.cancelled for call in calls] == [True] * 2
+
+
+def test_a_refused_request_is_not_kept_until_its_turn(host, api, monkeypatch):
+    monkeypatch.setattr("edgeserve_agent.serving.grpc.inference.MAX_STREAM_REQUESTS", 1)
+    monkeypatch.setattr(host.plane, "infer", lambda call: None)
+    gone = []
+
+    def begin():
+        receiver = host.service.begin(api.Call(api.STREAM))
+        receiver(api.request().SerializeToString())
+        body = np.frombuffer(api.request().SerializeToString(), np.uint8)
+        reference = weakref.ref(body)
+        gc.disable()
+        try:
+            receiver(body.data)
+            del body
+            gone.append(reference() is None)
+        finally:
+            gc.enable()
+
+    host.call(begin)
+    assert gone == [True]

@@ -412,3 +412,25 @@ def test_a_connection_can_be_handed_over_with_its_first_bytes(world: Any, h2: An
     assert type(transport.protocol) is type(peer.connection)
     frames, _ = h2.split(bytes(transport.written))
     assert [frame.kind for frame in frames[:4]] == [SETTINGS, WINDOW_UPDATE, SETTINGS, HEADERS]
+
+
+def test_a_large_padded_frame_that_was_read_straight_ends_its_call(world: Any, h2: Any) -> None:
+    peer = world.connect(h2.PREFACE + h2.settings(window=2**31 - 1) + _update(h2, 0, 2**30))
+    body = h2.message(bytes(100_000))
+    whole = h2.frame(DATA, END_STREAM | PADDED, 1, b"\x07" + body + bytes(7))
+    peer.send(h2.frame(HEADERS, 4, 1, h2.head()), whole[:1000])
+    assert len(peer.connection.get_buffer(-1)) == len(whole) - 1000 - 7, "straight, but for the padding"
+    response = peer.send(whole[1000:]).responses()[1]
+    assert (response.messages, response.status) == ([bytes(100_000)], StatusCode.OK)
+
+
+def test_a_client_that_asks_on_without_reading_is_reset(make_world: Callable[..., Any], h2: Any) -> None:
+    world = make_world(waiting_bytes=1000)
+    peer = world.connect(h2.PREFACE + h2.settings(window=0))
+    peer.send(h2.frame(HEADERS, 4, 1, h2.head()))
+    for _ in range(3):
+        peer.send(h2.frame(DATA, 0, 1, h2.message(bytes(600))))
+    assert [frame.reset for frame in peer.received() if frame.reset] == ["ENHANCE_YOUR_CALM"]
+    assert world.service.cancelled == ["/test.Echo/Echo"]
+    peer.send(h2.frame(DATA, 0, 1, h2.message(b"late")), h2.settings(window=1000))
+    assert peer.send(h2.call(3)).responses()[3].status is StatusCode.OK

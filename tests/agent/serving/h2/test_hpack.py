@@ -121,6 +121,7 @@ def test_the_blocks_of_responses() -> None:
 @given(st.text(max_size=300))
 def test_a_message_comes_back_as_it_was_said(text: str) -> None:
     encoded = percent_encoded(text)
+    assert encoded.strip() == encoded, "strict clients refuse a value with a space at either end"
     assert all(0x20 <= byte <= 0x7E for byte in encoded)
     if len(encoded) < MAX_STATUS_MESSAGE_BYTES:
         expected = text.encode("utf-8", "replace").decode()
@@ -133,3 +134,7 @@ def test_a_long_message_is_cut_between_escapes(text: str, shift: int) -> None:
     assert MAX_STATUS_MESSAGE_BYTES - 3 <= len(encoded) <= MAX_STATUS_MESSAGE_BYTES
     assert b"%" in encoded[-12:]
     assert all(len(part) >= 2 for part in encoded.split(b"%")[1:])
+
+
+def test_a_message_is_not_cut_behind_a_space() -> None:
+    assert percent_encoded("a" * (MAX_STATUS_MESSAGE_BYTES - 1) + " b") == b"a" * (MAX_STATUS_MESSAGE_BYTES - 1)

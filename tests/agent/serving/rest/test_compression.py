@@ -202,3 +202,15 @@ def test_any_bytes_are_inflated_or_refused(body: bytes, coding: bytes):
 @given(st.text(alphabet="gzipdeflat*;q=01., ", max_size=40), st.booleans())
 def test_an_answer_has_one_of_our_codings_or_none(header: str, binary: bool):
     assert accepted(header.encode(), size=COMPRESS_FROM_BYTES, binary=binary) in (b"", b"gzip", b"deflate")
+
+
+def test_what_comes_out_of_bodies_counts_against_the_memory_for_all_and_comes_back(start_server, connect, tools):
+    limit = 2 * CODEC_THREAD_BYTES
+    server = start_server(bodies_bytes=limit)
+    server.serve(tools.model(lambda given: {"y": given["x"]}, signature=WIDE))
+    client = connect(server)
+    for size, status in [(limit + 16, 503), *[(limit - 4096, 200)] * 3]:
+        body, head = request_of(np.zeros((size // 16, 4), np.float32), binary=True, binary_answer=True)
+        headers = {"Content-Encoding": "gzip", "Inference-Header-Content-Length": str(head)}
+        assert client.send(tools.request("POST", INFER, gzip.compress(body), **headers)).answer().status == status
+    assert server.call(lambda: server.server._http._held) == 0
