@@ -407,7 +407,14 @@ def test_tensors_that_are_laid_out_are_aligned_and_do_not_overlap(inputs, output
     assert wire.decode_body(wire.message(wire.OPEN, plan)[wire.HEAD.size :], wire.Plan) == plan
 
 
-@pytest.mark.parametrize("kind", EdgeServeError.__subclasses__() + InputError.__subclasses__())
+CONTRACTS = [
+    kind
+    for kind in EdgeServeError.__subclasses__() + InputError.__subclasses__()
+    if kind.__module__ == EdgeServeError.__module__  # parts have errors of their own that never cross this wire
+]
+
+
+@pytest.mark.parametrize("kind", CONTRACTS)
 def test_every_error_comes_out_of_the_wire_as_it_went_in(kind):
     sent = wire.failed(kind("what", hint="do"), tag=5)
     (message,) = wire.MessageReader(wire.FROM_SERVER).take(sent)
