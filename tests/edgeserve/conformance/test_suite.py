@@ -233,20 +233,20 @@ def test_models_are_written_once_and_never_over_something(tmp_path):
         write_models(folder)
 
 
-def test_a_check_that_skips_gives_its_reason_and_one_that_crashes_is_not_hidden():
+def test_a_check_that_skips_gives_its_reason_and_one_that_crashes_is_shown_and_ends_no_other():
     def skips(target):
         raise Skip("because")
 
     def crashes(target):
-        raise ZeroDivisionError
+        raise ZeroDivisionError("by nothing")
 
     def made(body):
         return Check(id="core.x", title="T", level=Level.MUST, source="S", extension="", body=body)
 
     target = _Unasked()
-    assert run(target, [made(skips)]).outcomes[0].reason == "because"
-    with pytest.raises(ZeroDivisionError):
-        run(target, [made(crashes)])
+    crashed, skipped = run(target, [made(crashes), made(skips)]).outcomes
+    assert (crashed.verdict, crashed.got) == (Verdict.FAIL, "ZeroDivisionError: by nothing")
+    assert skipped.reason == "because"
 
 
 class _Unasked(Target):
