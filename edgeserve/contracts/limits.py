@@ -70,6 +70,10 @@ MAX_BODY_BYTES_IN_FLIGHT: Final = 256 * MIB
 """Bodies held at once over all connections: half the memory of the smallest board; beyond it 503."""
 READ_BUFFER_BYTES: Final = 256 * KIB
 """The one buffer that all connections read into; longer bodies are read straight into their own."""
+OUTBOX_CONNECTIONS: Final = 16
+"""Answers of one turn of the event loop that are sent together: beyond it waking the clients costs little of each."""
+OUTBOX_NS: Final = 200_000
+"""No answer waits longer for the others of its turn, as long as two of the slowest calls that run on the loop."""
 LOOP_RUN_MAX_US: Final = 100.0
 """Calls expected to take no longer run on the event loop: handing over to a thread costs about as much."""
 DRAIN_S: Final = 30.0

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _JOIN_BYTES: Final = 32 * 1024
 """Responses below this are copied into one write; a copy is cheaper than a second buffer."""
+_PIPELINED_ANSWERS: Final = 16
+"""Of one connection, before the transport is asked whether the client reads them."""
 _HTTP2: Final = b"PRI * HTTP/2.0\r\n"
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -39,6 +41,8 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._advancing = False
         self._first: bytes | None = b""
         """What came so far, as long as it may be the beginning of HTTP/2."""
+        self._out: list[bytes] = []
+        """Small answers that are sent at the end of the turn."""
         self._reading_paused = False
         self._half_closed = False
         self._idle_until = 0.0
@@ -145,9 +149,9 @@ class HttpConnection(asyncio.BufferedProtocol):
         if self._answering is None and not waiting:
             if self._reader.wants_continue:
                 self._reader.wants_continue = False
-                self._transport.write(_CONTINUE)
+                self._send_soon(_CONTINUE)
             if self._half_closed and self._lingering_until is None:
-                self._transport.close()
+                self._close()
 
     def _reply(self, request: Request, response: Answer) -> None:
         if self._answering is not request:
@@ -165,7 +169,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._write(response, connection=connection, head_only=request.method == "HEAD")
         if last:
             self._reader.ended = True
-            self._transport.close()
+            self._close()
             return
         self._idle_until = self._server.time() + self._limits.idle_s
         if not self._advancing:
@@ -182,15 +186,40 @@ class HttpConnection(asyncio.BufferedProtocol):
             assert isinstance(response, Response)
             head = response.head(connection=connection)
         if head_only or not chunks:
-            self._transport.write(head)
+            self._send_soon(head)
         elif sum(map(len, chunks)) <= _JOIN_BYTES:
-            self._transport.write(b"".join((head, *chunks)))
+            self._send_soon(b"".join((head, *chunks)))
         else:
+            self.send()
             self._transport.writelines((head, *chunks))
+
+    def _send_soon(self, data: bytes) -> None:
+        out = self._out
+        out.append(data)
+        if len(out) == 1:
+            self._server.outbox.add(self)
+        elif len(out) >= _PIPELINED_ANSWERS:
+            self.send()
+
+    def send(self) -> None:
+        """Give the transport the answers that wait for it."""
+        out = self._out
+        if not out:
+            return
+        data = out[0] if len(out) == 1 else b"".join(out)
+        out.clear()
+        if self._transport is not None:
+            self._transport.write(data)
+
+    def _close(self) -> None:
+        assert self._transport is not None
+        self.send()
+        self._transport.close()
 
     def _linger(self) -> None:
         """Throw input away for a while: closing on unread input would reset the connection and lose the response."""
         assert self._transport is not None
+        self.send()
         self._lingering_until = self._server.time() + self._limits.linger_s
         if self._half_closed:
             self._transport.close()
@@ -236,13 +265,13 @@ class HttpConnection(asyncio.BufferedProtocol):
             self._reader.refuse(error_response(HTTPStatus.REQUEST_TIMEOUT, "the request took too long to arrive"))
             self._advance()
         else:
-            self._transport.close()
+            self._close()
 
     def drain(self) -> None:
         """Close now if nothing is under way; otherwise the last response says `Connection: close`."""
         under_way = self._answering is not None or self._waiting or self._reader.in_message
         if self._transport is not None and not under_way:
-            self._transport.close()
+            self._close()
 
     def abort(self) -> None:
         """Close at once."""

@@ -17,6 +17,7 @@ from edgeserve_agent.serving.descriptors import connection_limit
 from edgeserve_agent.serving.http_protocol import HttpConnection
 from edgeserve_agent.serving.http_reader import KnownHead
 from edgeserve_agent.serving.messages import Handler, Reply, Request, error_response
+from edgeserve_agent.serving.outbox import Outbox
 from edgeserve_agent.serving.unix_socket import listen_unix
 
 _LOG: Final = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ class HttpServer:
     ) -> None:
         self.limits = limits or HttpLimits()
         self.time = loop.time
+        self.outbox = Outbox(loop)
         self.draining = False
         # A read is always taken in before the next one begins, so all connections can share one buffer.
         self.read_memory = bytearray(self.limits.read_buffer_bytes)

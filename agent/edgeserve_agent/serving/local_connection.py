@@ -74,7 +74,6 @@ class LocalConnection:
         self._descriptor = -1
         self._greeted = False
         self._closed = False
-        self._handling = False
         self._draining = False
         self._out: list[bytes] = []
         self._unsent = b""
@@ -95,13 +94,7 @@ class LocalConnection:
         if count == HEAD.size and self._greeted and not self._reader.begun:
             kind, number, index, tag = _unpack(self._buffer)
             if kind == RUN:  # nearly always
-                self._handling = True
-                try:
-                    self._run(number, index, tag)
-                finally:
-                    self._handling = False
-                if self._out:
-                    self._flush()
+                self._run(number, index, tag)
                 return
         self._take(count)
 
@@ -123,7 +116,6 @@ class LocalConnection:
         if not count:
             self.close()
             return
-        self._handling = True
         whole = False
         try:
             for kind, number, extent, tag, body in self._reader.take(self._buffer[:count]):
@@ -133,14 +125,8 @@ class LocalConnection:
                 else:
                     self._control(kind, number, extent, tag, body)
         except InputError as error:
-            self._out.append(failed(error, tag=0))
-            self._flush()
-            self.close()
+            self._answer_last(error)
             return
-        finally:
-            self._handling = False
-        if self._out:
-            self._flush()
         if self._greeted and (self._deadline is not None or self._reader.begun):
             self._watch(afresh=whole)
 
@@ -154,7 +140,7 @@ class LocalConnection:
                     hint="update the older of the two",
                 )
             self._greeted = True
-            self._out.append(message(WELCOME, Welcome(server=f"edgeserve {__version__}"), number=VERSION, tag=tag))
+            self._put(message(WELCOME, Welcome(server=f"edgeserve {__version__}"), number=VERSION, tag=tag))
             return
         try:
             if kind == DESCRIBE:
@@ -168,7 +154,7 @@ class LocalConnection:
             else:
                 raise InputError("HELLO comes once")
         except EdgeServeError as error:
-            self._out.append(failed(error, tag=tag))
+            self._put(failed(error, tag=tag))
 
     # Plans ---------------------------------------------------------------------------------------
 
@@ -181,7 +167,7 @@ class LocalConnection:
             inputs=served.signature.inputs,
             outputs=served.signature.outputs,
         )
-        self._out.append(message(DESCRIBED, described, tag=tag))
+        self._put(message(DESCRIBED, described, tag=tag))
 
     def _open(self, plan: Plan, tag: int) -> None:
         if self._opening is not None:
@@ -192,7 +178,7 @@ class LocalConnection:
         self._server.hold(plan.region_bytes)
         number, self._next_plan = self._next_plan, self._next_plan % 0xFFFFFFFF + 1
         self._opening = (number, plan)
-        self._out.append(head(READY, number, 0, tag))
+        self._put(head(READY, number, 0, tag))
         if not self._unsent:
             self._loop.add_reader(self._socket.fileno(), self._readable_with_descriptor)
 
@@ -218,7 +204,7 @@ class LocalConnection:
         for slot in mapped.slots:
             slot.done = partial(self._answer, mapped, slot)
         self._plans[number] = mapped
-        self._out.append(head(OPENED, number, 0, tag))
+        self._put(head(OPENED, number, 0, tag))
 
     def _forget(self, number: int) -> None:
         mapped = self._plans.pop(number, None)
@@ -249,7 +235,7 @@ class LocalConnection:
                 served.counters.rejected += 1
                 raise
         except EdgeServeError as error:
-            self._out.append(failed(error, tag=tag))
+            self._put(failed(error, tag=tag))
             return
         slot.tag = tag
         slot.call = call = Call(
@@ -271,23 +257,25 @@ class LocalConnection:
                 raise ConflictError("the plan was closed before the request was done")
             layout = slot.write(outcome)
             if mapped.announcement:
-                self._out.append(mapped.announcement)
+                self._put(mapped.announcement)
                 mapped.announcement = b""
-            self._out.append(_pack(DONE, layout, slot.index, slot.tag))
+            self._put(_pack(DONE, layout, slot.index, slot.tag))
         except EdgeServeError as error:
-            self._out.append(failed(error, tag=slot.tag))
-        if not self._handling:
-            self._flush()
-            if self._draining:
-                self.drain()
+            self._put(failed(error, tag=slot.tag))
 
     # Writing -------------------------------------------------------------------------------------
 
-    def _flush(self) -> None:
+    def _put(self, data: bytes) -> None:
+        self._out.append(data)
+        if len(self._out) == 1:
+            self._server.outbox.add(self)
+
+    def send(self) -> None:
+        """Give the system the answers that wait for it; close with the last one when draining."""
         out = self._out
         data = out[0] if len(out) == 1 else b"".join(out)
         out.clear()
-        if self._closed:
+        if self._closed or not data:
             return
         if self._unsent:
             self._unsent += data
@@ -303,6 +291,13 @@ class LocalConnection:
             self._unsent = data[sent:]
             self._loop.remove_reader(self._socket.fileno())
             self._loop.add_writer(self._socket.fileno(), self._writable)
+        elif self._draining:
+            self.drain()
+
+    def _answer_last(self, error: InputError) -> None:
+        self._put(failed(error, tag=0))
+        self.send()
+        self.close()
 
     def _writable(self) -> None:
         try:
@@ -330,7 +325,7 @@ class LocalConnection:
         if self._closed:
             return
         self._loop.remove_reader(self._socket.fileno())
-        if not self.in_flight and not self._unsent:
+        if not self.in_flight and not self._out and not self._unsent:
             self.close()
 
     def close(self) -> None:
@@ -369,9 +364,7 @@ class LocalConnection:
 
     def _expire(self) -> None:
         error = InputError("a message took too long to arrive" if self._greeted else "the client did not say HELLO")
-        self._out.append(failed(error, tag=0))
-        self._flush()
-        self.close()
+        self._answer_last(error)
 
     def _drop_descriptor(self) -> None:
         if self._descriptor >= 0:

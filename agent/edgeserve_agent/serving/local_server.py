@@ -24,6 +24,7 @@ from edgeserve.contracts import limits
 from edgeserve.contracts.errors import DeviceError, EdgeServeError, InputError, TransientError, UnsupportedError
 from edgeserve_agent.serving.dataplane import DataPlane
 from edgeserve_agent.serving.local_connection import LocalConnection
+from edgeserve_agent.serving.outbox import Outbox
 from edgeserve_agent.serving.unix_socket import EVERYONE, OWNER_ONLY, listen_unix
 
 _LOG: Final = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ class LocalServer:
     ) -> None:
         self.plane = plane
         self.limits = bounds or LocalLimits()
+        self.outbox = Outbox(loop)
         # A read is always taken in before the next one begins, so all connections can share one buffer.
         self.read_buffer = memoryview(bytearray(limits.LOCAL_READ_BYTES))
         self._loop = loop

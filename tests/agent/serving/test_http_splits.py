@@ -76,6 +76,7 @@ def talk(
     connection.connection_made(wire)
     for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True):
         feed(connection, stream[start:end])
+    loop.run_until_complete(asyncio.sleep(0))  # the end of the turn, when answers are sent
     connection.connection_lost(None)
     assert server._held == 0
     return seen, wire.written

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Final, cast
 
 from edgeserve_agent.serving.h2 import frames
@@ -25,11 +26,10 @@ class H2Connection(asyncio.BufferedProtocol):
     def __init__(self, server: H2Server) -> None:
         self._server = server
         self._limits = server.limits
-        self._writer = FrameWriter(self._flush_soon)
+        self._writer = FrameWriter(partial(server.outbox.add, self))
         self._streams = Streams(server, self._writer)
         self._reader = FrameReader(self._streams, server.read_buffer, head_bytes=server.limits.head_bytes)
         self._transport: asyncio.Transport | None = None
-        self._flush_scheduled = False
         self._ending = False
         """No further call is taken; the connection closes with the last one."""
         self._writing_until: float | None = None
@@ -58,7 +58,7 @@ class H2Connection(asyncio.BufferedProtocol):
             self._fail(ErrorCode.ENHANCE_YOUR_CALM, f"more than {self._limits.connections} connections are open")
         elif self._server.draining:
             self.drain()
-        self._flush()
+        self.send()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         """Cancel all calls."""
@@ -75,13 +75,12 @@ class H2Connection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """Take in the bytes that arrived."""
         self._was_read = True
-        self._writer.held = True
         try:
             self._reader.take(nbytes)
         except ConnectionViolationError as error:
             self._fail(error.code, error.reason)
-        self._writer.held = False
-        self._flush()
+        if self._ending:  # what was read may have been the end of the last call
+            self.send()
 
     def feed(self, data: bytes | memoryview) -> None:
         """Take in bytes that someone else has read from the transport."""
@@ -116,18 +115,10 @@ class H2Connection(asyncio.BufferedProtocol):
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
             self._writer.push()
-            self._flush()
+            self.send()
 
-    def _flush_soon(self) -> None:
-        if not self._flush_scheduled:
-            self._flush_scheduled = True
-            self._server.loop.call_soon(self._flush_scheduled_now)
-
-    def _flush_scheduled_now(self) -> None:
-        self._flush_scheduled = False
-        self._flush()
-
-    def _flush(self) -> None:
+    def send(self) -> None:
+        """Give the transport what was written; close when it was the last."""
         self._writer.flush()
         if self._ending and not self._streams.open and self._lingering_until is None and self._transport is not None:
             self._transport.close()
@@ -167,7 +158,7 @@ class H2Connection(asyncio.BufferedProtocol):
         self._ending = True
         self._streams.accepted = self._streams.last
         self._writer.write(frames.goaway(self._streams.last, ErrorCode.NO_ERROR))
-        self._flush()
+        self.send()
 
     def abort(self) -> None:
         """Close at once."""

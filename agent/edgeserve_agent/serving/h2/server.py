@@ -34,6 +34,7 @@ from edgeserve_agent.serving.h2 import frames
 from edgeserve_agent.serving.h2.connection import H2Connection
 from edgeserve_agent.serving.h2.messages import PREFIX, MessageAssembler, MessageMemory
 from edgeserve_agent.serving.h2.stream import Stream
+from edgeserve_agent.serving.outbox import Outbox
 from edgeserve_agent.serving.rpc import RpcService
 
 _LOG: Final = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ class H2Server:
         self.service = service
         self.limits = limits or H2Limits()
         self.time: Callable[[], float] = loop.time
+        self.outbox = Outbox(loop)
         self.draining = False
         # A read is always taken in before the next one begins, so all connections can share one buffer.
         size = max(self.limits.read_buffer_bytes, self.limits.head_bytes + _HEAD_ROOM)

@@ -1,4 +1,4 @@
-"""Frames to the client: batches of one event are one write, and DATA waits for the client's windows (section 5.2)."""
+"""Frames to the client: those of one turn of the loop are one write, and DATA waits for the windows (section 5.2)."""
 
 from __future__ import annotations
 
@@ -35,8 +35,6 @@ class FrameWriter:
         """The connection's window."""
         self.table_update_due = False
         """The next header block must say that our encoder's table is empty (RFC 7541, section 4.2)."""
-        self.held = False
-        """While what arrived is being handled: its end flushes."""
         self.paused = False
         """The client does not read."""
         self._frame_bytes = frames.MIN_FRAME_SIZE
@@ -52,7 +50,7 @@ class FrameWriter:
     def write(self, frame: bytes) -> None:
         """Write a frame."""
         self._out.append(frame)
-        if not self.held:
+        if len(self._out) == 1:
             self._flush_soon()
 
     def write_block(self, number: int, flags: int, block: bytes) -> None:
@@ -66,9 +64,10 @@ class FrameWriter:
         """Write a DATA frame of `size` bytes: its header and its payload in pieces."""
         self.window -= size
         self._data_bytes += size
+        fresh = not self._out
         self._out.append(head)
         self._out += chunks
-        if not self.held:
+        if fresh:
             self._flush_soon()
 
     def can_send(self, size: int) -> bool:

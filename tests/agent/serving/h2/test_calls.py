@@ -408,6 +408,7 @@ def test_a_connection_can_be_handed_over_with_its_first_bytes(world: Any, h2: An
     transport = type(peer.transport)()
     transport.protocol = Other()
     world.server.adopt(transport, memoryview(h2.HELLO + h2.call(1, bytes(400_000))))
+    world.loop.run()
     assert transport.protocol is not peer.connection
     assert type(transport.protocol) is type(peer.connection)
     frames, _ = h2.split(bytes(transport.written))
