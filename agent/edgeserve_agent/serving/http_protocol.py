@@ -149,6 +149,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         if self._answering is None and not waiting:
             if self._reader.wants_continue:
                 self._reader.wants_continue = False
+                self._reader.restart_clock()
                 self._send_soon(_CONTINUE)
             if self._half_closed and self._lingering_until is None:
                 self._close()
@@ -251,9 +252,11 @@ class HttpConnection(asyncio.BufferedProtocol):
             return self._writing_until
         if self._lingering_until is not None:
             return self._lingering_until
+        busy = self._answering is not None or bool(self._waiting)
         if self._reader.in_message:
-            return None if self._reading_paused else self._reader.deadline
-        return None if self._answering is not None or self._waiting else self._idle_until
+            ours = self._reading_paused or (busy and self._reader.wants_continue)
+            return None if ours else self._reader.deadline
+        return None if busy else self._idle_until
 
     def expire(self) -> None:
         """End what the deadline was for."""

@@ -76,7 +76,7 @@ class RequestReader:
         return self._began + self._limits.head_s + length / self._limits.body_bytes_per_s
 
     def restart_clock(self) -> None:
-        """Count the time of the request being read from now: it was we who did not read."""
+        """Count the time of the request being read from now: it was we who did not read, or not ask for the body."""
         self._began = self._server.time()
 
     def get_buffer(self) -> memoryview:
@@ -109,21 +109,27 @@ class RequestReader:
         known = self._server.known_heads.get(bytes(memory[:end])) if 4 < end <= MAX_KNOWN_HEAD_BYTES else None
         if known is None:
             return False
-        if count == end + known.length:
-            self.arrived.append(Request(known.method, known.target, known.headers, bytes(memory[end:count])))
+        length = known.length
+        if count == end + length:
+            held = 0 if length <= self._limits.uncounted_bytes else length
+            if held and not self._server.hold_body(held):
+                self.refuse(_crowded())
+                return True
+            body = bytes(memory[end:count])
+            self.arrived.append(Request(known.method, known.target, known.headers, body, held_bytes=held))
             return True
-        if count > end + known.length or known.length <= len(memory):
+        if count > end + length or length <= len(memory):
             return False
         self.on_message_begin()
-        self._in_head, self._keep_alive, self._length = False, True, known.length
+        self._in_head, self._keep_alive, self._length = False, True, length
         self._method, self._target, self._headers = known.method, known.target, known.headers
         try:
-            self._hold(known.length)
+            self._hold(length)
         except RefusedError as refused:
             self.refuse(refused.response)
             return True
         self._fragments = [bytes(memory[end:count])]
-        self._read_straight(known.length)
+        self._read_straight(length)
         return True
 
     def _remember(self, count: int) -> None:
@@ -196,7 +202,7 @@ class RequestReader:
             self._length = int(declared)
             if self._length > self._limits.body_bytes:
                 raise RefusedError(_too_large(self._limits.body_bytes))
-            if self._length > len(self._server.read_buffer):
+            if self._length > self._limits.uncounted_bytes:
                 self._hold(self._length)
         if not self._keep_alive and parser.get_http_version() not in ("1.0", "1.1"):
             raise RefusedError(error_response(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "this server speaks HTTP/1.1"))
@@ -282,13 +288,17 @@ class RequestReader:
 
     def _hold(self, count: int) -> None:
         if not self._server.hold_body(count):
-            raise RefusedError(busy_response("too many request bodies are being received"))
+            raise RefusedError(_crowded())
         self._held += count
 
     def _count_head(self, count: int) -> None:
         self._head_bytes += count
         if self._head_bytes > self._limits.head_bytes:
             raise RefusedError(_head_too_large(self._limits.head_bytes))
+
+
+def _crowded() -> Response:
+    return busy_response("too many request bodies are being received")
 
 
 def _too_large(limit: int) -> Response:

@@ -32,6 +32,7 @@ class HttpLimits:
     body_bytes: int = limits.MAX_REQUEST_BYTES
     body_bytes_per_s: float = limits.REQUEST_BODY_MIN_BYTES_PER_S
     bodies_bytes: int = limits.MAX_BODY_BYTES_IN_FLIGHT
+    uncounted_bytes: int = limits.UNCOUNTED_BODY_BYTES
     read_buffer_bytes: int = limits.READ_BUFFER_BYTES
     head_s: float = limits.REQUEST_HEAD_S
     idle_s: float = limits.IDLE_CONNECTION_S

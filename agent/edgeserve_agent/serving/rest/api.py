@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,6 +30,8 @@ from edgeserve_agent.serving.workers import Outcome, Workers
 _LOG: Final = logging.getLogger(__name__)
 _MAX_ROUTES: Final = 1024
 _MAX_ROUTE_BYTES: Final = 512
+_ABSOLUTE: Final = re.compile(rb"^https?://[^/?]*", re.IGNORECASE)
+"""What a client of a proxy puts before the path; a server must take it as well (RFC 9112, section 3.2.2)."""
 
 Answering = Callable[[Request, Reply], None]
 
@@ -175,7 +178,7 @@ class Api:
             reply(failure_response(error))
 
     def _find(self, target: bytes) -> Route:
-        path = target.partition(b"?")[0].decode("latin-1")
+        path = _ABSOLUTE.sub(b"", target).partition(b"?")[0].decode("latin-1")
         parts = [unquote(part) for part in path.rstrip("/").split("/")[1:]]
         route = find_route(self._dialects, parts)
         if route is None:
