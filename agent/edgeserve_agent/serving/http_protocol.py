@@ -246,8 +246,8 @@ class HttpConnection(asyncio.BufferedProtocol):
     # Called by the server ------------------------------------------------------------------------
 
     @property
-    def deadline(self) -> float | None:
-        """Time of the loop's clock at which the server calls `expire`; None while it is we who take the time."""
+    def _deadline(self) -> float | None:
+        """Time of the loop's clock at which something has taken too long; None while it is we who take the time."""
         if self._writing_until is not None:
             return self._writing_until
         if self._lingering_until is not None:
@@ -258,9 +258,10 @@ class HttpConnection(asyncio.BufferedProtocol):
             return None if ours else self._reader.deadline
         return None if busy else self._idle_until
 
-    def expire(self) -> None:
-        """End what the deadline was for."""
-        if self._transport is None:
+    def check(self, now: float) -> None:
+        """End what has taken too long."""
+        deadline = self._deadline
+        if self._transport is None or deadline is None or now < deadline:
             return
         if self._writing_until is not None or self._lingering_until is not None:
             self._transport.abort()

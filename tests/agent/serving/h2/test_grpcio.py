@@ -62,7 +62,7 @@ def test_unary_calls(start_h2: Any, dial: Any) -> None:
 def test_a_unix_socket(start_h2: Any, dial: Any, tmp_path: Path) -> None:
     server = start_h2()
     path = tmp_path / "s"
-    server.run(server.server.listen_unix(str(path)))
+    server.run(server.server.listen_unix(path))
     assert dial(f"unix:{path}").unary("Echo")(b"hello", timeout=DEADLINE_S) == b"hello"
 
 
