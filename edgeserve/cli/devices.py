@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 import typer
 
 from edgeserve.cli.output import print_json, print_table
-from edgeserve.contracts.errors import DeviceError
+from edgeserve.contracts.errors import DeviceError, NotFoundError
 
 if TYPE_CHECKING:
     from edgeserve.contracts.device import Accelerator, DeviceFacts
+    from edgeserve_devices.profiles import Profile
+
+_WIDTH = 100
+_GAP = 4
+_LEAST = 40
+"""Columns of the screen: of a table, between two of its columns, of the last one at least."""
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -37,14 +45,15 @@ def list_profiles(profiles: Profiles = None, as_json: Json = False) -> None:
             profile.name,
             profile.architecture,
             profile.cores,
-            f"{profile.memory_bytes >> 20} MiB",
-            _accelerators(profile.accelerators),
-            " ".join(profile.targets),
-            "yes" if profile.verified else "no",
+            f"{profile.memory_bytes / (1 << 30):.3g} GiB",
+            " ".join(dict.fromkeys(word for each in profile.accelerators for word in (each.vendor, each.kind))),
+            profile.targets[0],
+            _answer(profile.installable),
+            "yes" if profile.verified else "unverified",
         )
         for profile in known
     ]
-    print_table(("profile", "architecture", "cores", "memory", "accelerators", "targets, best first", "verified"), rows)
+    print_table(("profile", "arch", "cores", "memory", "accelerators", "target", "wheels", "verified"), rows)
 
 
 @app.command("show")
@@ -60,25 +69,35 @@ def show(
     if as_json:
         print_json(known)
         return
-    rows = [
-        ("profile", known.name),
-        ("title", known.title),
-        *_rows(known.facts()),
-        ("targets", " ".join(known.targets)),
-    ]
-    print_table(("", ""), [*rows, ("verified", "yes" if known.verified else "no: nobody ran edgeserve on one yet")])
+    rows = [("profile", known.name), ("title", known.title), *_rows(known.facts()), *_more_rows(known)]
+    print_table(("", ""), _wrapped(rows))
 
 
 @app.command("probe")
-def probe_machine(as_json: Json = False) -> None:
-    """Show what this machine is, as an agent on it would report."""
+def probe_machine(
+    as_json: Json = False,
+    root: Annotated[
+        Path, typer.Option("--root", metavar="DIR", help="Read a recorded tree of proc, sys, dev and etc instead.")
+    ] = Path("/"),
+    runtimes: Annotated[
+        bool, typer.Option("--runtimes", help="Also ask each runtime for its devices, in a process of its own.")
+    ] = False,
+) -> None:
+    """Show what this machine says of itself: what an agent on it reports, and how it is at this moment."""
+    from edgeserve.cli.inventory import rows
+    from edgeserve_devices.inventory import inventory
     from edgeserve_devices.probe import probe
+    from edgeserve_devices.probes.runtimes import ask_runtimes
 
-    facts = probe()
+    if not root.is_dir():
+        raise NotFoundError(
+            f"{root} is not a folder", hint="give one that holds proc, sys, dev and etc; without --root: this machine"
+        )
+    facts, found = probe(root), inventory(root, runtimes=ask_runtimes() if runtimes else None)
     if as_json:
-        print_json(facts)
+        print_json({**msgspec.to_builtins(facts), "inventory": found})
         return
-    print_table(("", ""), [("profile", facts.profile or "none fits"), *_rows(facts), ("python", facts.python)])
+    print_table(("", "", ""), rows(facts, found), words=True)
 
 
 @app.command("match")
@@ -102,8 +121,9 @@ def match(
         print_json({"device": facts, **asdict(choice)})
     else:
         marks = ["*" if index == choice.index else "" for index in range(len(contracts))]
-        rows = zip(marks, *zip(*(reason.split(": ", 1) for reason in choice.reasons), strict=True), strict=True)
-        print_table(("", "variant", "verdict"), rows)
+        reasons = [reason.split(": ", 1) for reason in choice.reasons]
+        rows = [(mark, variant, verdict) for mark, (variant, verdict) in zip(marks, reasons, strict=True)]
+        print_table(("", "variant", "verdict"), _wrapped(rows))
     if choice.index is None:
         raise DeviceError(
             f"no variant of {release} runs on {device or 'this machine'}",
@@ -122,6 +142,49 @@ def _rows(facts: DeviceFacts) -> list[tuple[str, str]]:
         ("runtimes", " ".join(facts.runtimes) or "none"),
         ("os", facts.os or "unknown"),
     ]
+
+
+def _more_rows(profile: Profile) -> list[tuple[str, str]]:
+    """What a profile knows beside the facts that a machine can tell."""
+    thermal = profile.thermal
+    limits = [("clocks fall from", thermal.throttle_c), ("limit", thermal.critical_c)]
+    versions = ", ".join(f"{name} {versions or '(any)'}" for name, versions in profile.runtimes.items())
+    installs = _answer(profile.installable)
+    if profile.installable is False:
+        installs = f"no, not with the system's own Python {profile.python}: see docs/results/wheel-matrix.md"
+    return [
+        ("python", profile.python or "unknown"),
+        ("glibc", profile.glibc or "unknown"),
+        ("versions", versions or "none"),
+        ("installs", installs),
+        ("thermal", ", ".join(f"{words} {value:g} C" for words, value in limits if value is not None) or "unknown"),
+        ("first choice", ", ".join(_first_choice(profile)) or "none"),
+        ("targets", " ".join(profile.targets)),
+        ("verified", "yes" if profile.verified else "unverified: nobody ran edgeserve on one yet"),
+    ]
+
+
+def _first_choice(profile: Profile) -> list[str]:
+    threads = f"{profile.threads} thread{'s' if profile.threads > 1 else ''}" if profile.threads else ""
+    return [words for words in (profile.precision.value if profile.precision else "", threads) if words]
+
+
+def _answer(value: bool | None) -> str:
+    return "unknown" if value is None else "yes" if value else "no"
+
+
+def _wrapped(rows: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """The rows with a last column that goes on below itself where they would be wider than the screen wants them."""
+    from textwrap import wrap
+
+    before = sum(max(len(row[column]) for row in rows) + _GAP for column in range(len(rows[0]) - 1)) if rows else 0
+    lines: list[tuple[str, ...]] = []
+    for row in rows:
+        first, *more = wrap(row[-1], max(_WIDTH - before, _LEAST), break_long_words=False, break_on_hyphens=False) or [
+            ""
+        ]
+        lines += [(*row[:-1], first), *((*("" for _cell in row[:-1]), line) for line in more)]
+    return lines
 
 
 def _accelerators(accelerators: tuple[Accelerator, ...]) -> str:

@@ -68,6 +68,8 @@ DESCRIPTORS_KEPT: Final = 512
 """File descriptors that connections leave alone: MAX_LOCAL_CONNECTIONS, regions, worker processes, files of models."""
 MAX_BODY_BYTES_IN_FLIGHT: Final = 256 * MIB
 """Bodies held at once over all connections: half the memory of the smallest board; beyond it 503."""
+UNCOUNTED_BODY_BYTES: Final = 16 * KIB
+"""Bodies up to it are not held against MAX_BODY_BYTES_IN_FLIGHT: a connection takes about as much itself."""
 READ_BUFFER_BYTES: Final = 256 * KIB
 """The one buffer that all connections read into; longer bodies are read straight into their own."""
 OUTBOX_CONNECTIONS: Final = 16
@@ -86,8 +88,12 @@ MAX_CACHED_HEAD_BYTES: Final = 4 * KIB
 """A head that is kept: a model with 30 inputs fits."""
 H2_FRAME_BYTES: Final = 1 * MIB
 """Largest HTTP/2 frame that is taken: a 602 KB picture is one; payloads are read where they belong, not buffered."""
-H2_CONNECTION_WINDOW: Final = 1 * GIB
-"""Octets of HTTP/2 that a client may send ahead: what bounds memory is MAX_BODY_BYTES_IN_FLIGHT, at each message."""
+H2_STREAM_WINDOW: Final = 1 * MIB
+"""Octets of one HTTP/2 stream that a client may send ahead of what the service takes: a 602 KB picture never waits. For
+a longer message the window is opened when it begins."""
+H2_CONNECTION_WINDOW: Final = 64 * MIB
+"""... of all streams of a connection: a quarter of MAX_BODY_BYTES_IN_FLIGHT. Messages under way are not held up by it:
+what bounds them is their memory."""
 H2_CONCURRENT_STREAMS: Final = 256
 """Calls at once on one HTTP/2 connection; nginx allows 128, grpc-java's and Envoy's clients open hundreds."""
 H2_CONTINUATIONS: Final = 16
@@ -143,6 +149,8 @@ MAX_PRIORITY_LEVELS: Final = 64
 """Priorities of one model's queue."""
 MAX_QUEUE_DELAY_US: Final = 60_000_000
 """Time that a request may be made to wait for others: beyond a minute every client has given up."""
+MAX_WAIT_US: Final = 7 * 24 * 3600 * 1_000_000
+"""Time that a request may wait for its turn, or a sequence for its next request: a week: longer is a slip."""
 JOIN_BUFFER_BYTES: Final = 16 * MIB
 """Joined inputs that a thread of a batched model keeps for the next batch: 27 pictures of 602 KB; of larger batches the
 memory is given back."""
@@ -319,6 +327,27 @@ SERVING_START_S: Final = 180.0
 """The serving process must answer this long after its start: a Raspberry Pi loads a 500 MB model in under a minute."""
 SERVING_LOAD_S: Final = 300.0
 """Loading and warming up one variant in the serving process."""
+SERVING_SILENT_S: Final = 30.0
+"""A serving process that answered before and is silent for this long hangs: its event loop is never busy for seconds."""
+START_EXTENSION_S: Final = 60.0
+"""What a start under systemd asks for at a time; a control loop that hangs while it starts is ended within it."""
+MAX_NOTIFY_STATUS_BYTES: Final = 1000
+"""Of the line that `systemctl status` shows: the rest of a datagram of 4096 bytes, systemd's bound, is ample."""
+
+FINALIZE_TIMEOUT_S: Final = 3600.0
+"""Building an engine on the device, beside TRIAL_TIMEOUT_S: detectors were seen to take ten minutes on an Orin."""
+
+# What a device builds of a model (engines) -----------------------------------------------------------
+MAX_ENGINE_BYTES: Final = MAX_BLOB_BYTES
+"""One engine: it has the weights of one model."""
+MAX_ENGINE_CACHE_BYTES: Final = 16 * GIB
+"""All engines of a device: twice MAX_ENGINE_BYTES, the active one and the previous one."""
+MAX_ENGINE_ENTRIES: Final = 256
+"""Engines of a device: four for each of MAX_MODELS_PER_DEVICE times variants; bounds a look at the folder."""
+ENGINE_PROGRESS_S: Final = 10.0
+"""Between two lines of the log that say that an engine is still being built."""
+ENGINE_ROWS: Final = 8
+"""Rows of the largest call of an engine whose variant does not say; a larger call is computed in parts."""
 
 # Isolation ("process": a model in a worker process of its own) -------------------------------------
 MAX_ISOLATED_CALLS: Final = 32
@@ -327,6 +356,8 @@ ISOLATION_REGION_BYTES: Final = 256 * MIB
 """Shared memory of one call, inputs and outputs together: MAX_REQUEST_BYTES in and three times as much out."""
 ISOLATION_MESSAGE_BYTES: Final = 64 * KIB
 """Shapes of one call, or an order to the fork server: a thousand tensors of four dimensions fit."""
+ISOLATION_CALL_S: Final = 300.0
+"""A worker process that does not answer a call for so long hangs and is ended: five times what any client waits."""
 ISOLATION_CLOSE_S: Final = 5.0
 """A model that is closed waits this long for calls under way; then they end with the worker process."""
 ISOLATION_LAST_WORD_S: Final = 2.0
@@ -401,6 +432,28 @@ MQTT_CONNECT_TIMEOUT_S: Final = 10.0
 """TCP, TLS and the broker's answer to CONNECT, each."""
 MQTT_FLUSH_S: Final = 2.0
 """What `stop` waits for acknowledgements before it says goodbye."""
+
+# Probes of the machine ------------------------------------------------------------------------------
+MAX_PROBE_FILE_BYTES: Final = 1 * MIB
+"""Of one file of the kernel: `/proc/cpuinfo` of 512 processors has 0.8 MB."""
+MAX_PROBE_FILES: Final = 8192
+"""Files and folders looked at in one probe: 256 processors with a clock of their own each take 2600."""
+MAX_PROBE_NAMES: Final = 1024
+"""Entries of one folder: one each for processors, sensors and mounts of the largest servers."""
+MAX_PROBE_TEXT_CHARS: Final = 120
+"""A name that the kernel gives: x86 allows 48 characters, models of boards are about as long."""
+MAX_PROBE_FEATURES: Final = 96
+"""CPU flags of a report: an EPYC with AVX-512 has 25 that matter."""
+MAX_PROBE_ACCELERATORS: Final = 16
+"""Accelerators of a report: the largest servers have 8 cards."""
+MAX_PROBE_CPUS: Final = 8192
+"""Processors of a CPU list: what Linux can be built for."""
+MAX_PROBE_PROBLEMS: Final = 64
+"""Files that could not be read and are named."""
+RUNTIME_PROBE_S: Final = 30.0
+"""A runtime is imported and asked for its devices in this time: one that waits for a broken driver is ended."""
+RUNTIME_PROBE_BYTES: Final = 64 * KIB
+"""Its answer: a device has a few hundred bytes."""
 
 # Conformance checks --------------------------------------------------------------------------------
 MAX_CONFORMANCE_ELEMENTS: Final = 1 << 20

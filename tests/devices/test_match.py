@@ -50,11 +50,19 @@ ALL = (NULL, X86, ARM, NPU, JETSON)
 @pytest.mark.parametrize(
     ("profile", "target"),
     [
+        ("raspberry-pi-zero-2-w", "arm-cpu"),
         ("raspberry-pi-4", "arm-cpu"),
         ("raspberry-pi-5", "arm-cpu"),
+        ("orange-pi-5", "arm-cpu"),
+        ("aws-graviton4", "arm-cpu"),
+        ("arm64", "arm-cpu"),
         ("jetson-orin-nano", "jetson-gpu"),
+        ("jetson-thor", "jetson-gpu"),
         ("intel-core-ultra", "intel-npu"),
+        ("intel-lunar-lake", "intel-npu"),
+        ("intel-n100", "x86-cpu"),
         ("x86-64", "x86-cpu"),
+        ("x86-64-v2", "x86-cpu"),
     ],
 )
 @pytest.mark.parametrize("ordered", [True, False], ids=["with-targets", "by-itself"])
@@ -64,6 +72,41 @@ def test_every_profile_takes_the_variant_that_was_made_for_it(profile: str, targ
     assert choice.index is not None
     assert ALL[choice.index].target == target
     assert choice.reasons[choice.index].endswith(": chosen")
+
+
+@pytest.mark.parametrize("name", ["jetson-nano", "jetson-xavier-nx"])
+def test_a_gpu_whose_libraries_have_no_python_that_edgeserve_takes_comes_after_the_cpu(name: str) -> None:
+    known = load_profile(name)
+    choice = choose(ALL, known.facts(), targets=known.targets)
+    assert choice.index is not None
+    assert ALL[choice.index].target == "arm-cpu"
+
+
+@pytest.mark.parametrize(
+    ("needed", "profiles"),
+    [
+        (
+            ("asimddp",),
+            {
+                "raspberry-pi-5", "orange-pi-5", "aws-graviton2", "aws-graviton3", "aws-graviton4", "jetson-orin-nano",
+                "jetson-thor",
+            },
+        ),
+        (("i8mm", "bf16"), {"aws-graviton3", "aws-graviton4", "jetson-thor"}),
+        (("sve2",), {"aws-graviton4", "jetson-thor"}),
+        (("avx512_vnni|avx_vnni",), {"intel-core-ultra", "intel-n100", "intel-lunar-lake"}),
+        (("avx512f",), {"x86-64-v4"}),
+        (("amx_int8",), set()),
+    ],
+)  # fmt: skip
+def test_a_variant_for_newer_instructions_fits_the_kinds_that_have_them(needed: tuple[str, ...], profiles) -> None:
+    asked = {
+        "raspberry-pi-3", "raspberry-pi-4", "raspberry-pi-5", "orange-pi-5", "aws-graviton2", "aws-graviton3",
+        "aws-graviton4", "jetson-nano", "jetson-orin-nano", "jetson-thor", "arm64", "intel-core-ultra", "intel-n100",
+        "intel-lunar-lake", "x86-64-v2", "x86-64-v3", "x86-64-v4",
+    }  # fmt: skip
+    contract = variant("t", cpu_features=needed)
+    assert {name for name in asked if choose([contract], load_profile(name).facts()).index == 0} == profiles
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from edgeserve.contracts.device import Accelerator
 from edgeserve_devices import probe as probe_module
 from edgeserve_devices.probe import installed_runtimes, probe
+from edgeserve_devices.probes import system
 from edgeserve_devices.profiles import load_profile
 
 TREES = Path(__file__).parent / "trees"
@@ -42,6 +43,16 @@ NPU = Accelerator(kind="npu", vendor="intel", name="Intel NPU")
             6,
             (Accelerator(kind="gpu", vendor="nvidia", name="tegra234"),),
             "Ubuntu 22.04.4 LTS",
+        ),
+        (
+            "orange-pi-5",
+            "aarch64",
+            "orange-pi-5",
+            "arm64",
+            "Cortex-A55 + Cortex-A76",
+            8,
+            (Accelerator(kind="npu", vendor="rockchip", name="RKNPU"),),
+            "Armbian 25.2.1 bookworm",
         ),
         (
             "intel-core-ultra",
@@ -123,6 +134,36 @@ def test_of_an_empty_tree_nothing_is_guessed(tmp_path: Path) -> None:
             id="amd-card",
         ),
         pytest.param({"sys/class/drm/renderD128/device/vendor": "0x1af4\n"}, (), id="virtual-display"),
+        pytest.param(
+            {"sys/class/accel/accel0/device/uevent": "DRIVER=amdxdna\n"},
+            (Accelerator(kind="npu", vendor="amd", name="AMD XDNA"),),
+            id="amd-npu",
+        ),
+        pytest.param(
+            {"sys/class/accel/accel0/device/uevent": "DRIVER=rocket\n"},
+            (Accelerator(kind="npu", vendor="rockchip", name="RKNPU"),),
+            id="rockchip-mainline",
+        ),
+        pytest.param(
+            {"sys/class/hailo_chardev/hailo0/device_id": "1e60:2864\n"},
+            (Accelerator(kind="npu", vendor="hailo", name="Hailo-8"),),
+            id="hailo",
+        ),
+        pytest.param(
+            {"sys/class/apex/apex_0/driver_version": "1.2\n"},
+            (Accelerator(kind="npu", vendor="google", name="Coral Edge TPU"),),
+            id="coral-pcie",
+        ),
+        pytest.param(
+            {"sys/bus/usb/devices/2-1/idVendor": "18d1\n", "sys/bus/usb/devices/2-1/idProduct": "9302\n"},
+            (Accelerator(kind="npu", vendor="google", name="Coral Edge TPU (USB)"),),
+            id="coral-usb",
+        ),
+        pytest.param(
+            {"sys/bus/usb/devices/2-1/idVendor": "18d1\n", "sys/bus/usb/devices/2-1/idProduct": "4ee7\n"},
+            (),
+            id="a-telephone-of-the-same-maker",
+        ),
     ],
 )
 def test_an_accelerator_counts_when_its_driver_is_there(
@@ -140,9 +181,35 @@ def test_an_accelerator_counts_when_its_driver_is_there(
     [(4, "aarch64", "arm"), (8, "aarch64", "arm64"), (4, "x86_64", ""), (8, "x86_64", "amd64"), (4, "armv7l", "arm")],
 )
 def test_a_32_bit_python_counts_as_what_its_wheels_are(monkeypatch, bits: int, kernel: str, expected: str) -> None:
-    monkeypatch.setattr(probe_module.struct, "calcsize", lambda _format: bits)
-    monkeypatch.setattr(probe_module.platform, "machine", lambda: kernel)
-    assert probe(TREES / "raspberry-pi-4").architecture == expected
+    monkeypatch.setattr(system.struct, "calcsize", lambda _format: bits)
+    monkeypatch.setattr(system.platform, "machine", lambda: kernel)
+    assert probe().architecture == expected
+
+
+def test_of_a_record_only_its_own_kernel_says_the_architecture() -> None:
+    assert probe(TREES / "raspberry-pi-4").architecture == ""
+    assert probe(TREES / "raspberry-pi-5").architecture == "arm64"
+    assert probe(TREES / "intel-core-ultra").architecture == "amd64"
+
+
+def test_a_record_is_not_said_to_have_the_software_of_the_machine_that_reads_it() -> None:
+    facts = probe(TREES / "raspberry-pi-5")
+    assert (facts.python, facts.libc, facts.runtimes) == ("", "", ())
+    assert facts.kernel == "6.12.47+rpt-rpi-2712"
+
+
+@pytest.mark.parametrize(("tree", "mebibytes"), [("container-cgroup-v2", 512), ("container-cgroup-v1", 256)])
+def test_in_a_container_the_limit_of_its_memory_counts(tree: str, mebibytes: int) -> None:
+    facts = probe(TREES / tree)
+    assert facts.memory_bytes == mebibytes << 20
+    assert facts.container == "docker"
+
+
+def test_software_that_engines_and_wheels_depend_on_is_reported() -> None:
+    assert probe(TREES / "jetson-orin-nano").l4t == "36.4.3"
+    assert probe(TREES / "intel-core-ultra").cpu_level == "x86-64-v3"
+    assert probe(TREES / "orange-pi-5").cpu == "Cortex-A55 + Cortex-A76"
+    assert probe().libc == " ".join(platform.libc_ver()).strip()
 
 
 @given(st.binary(max_size=300), st.binary(max_size=100), st.binary(max_size=100))
@@ -168,12 +235,12 @@ def test_runtimes_are_found_without_importing_them() -> None:
     assert {"onnxruntime", "openvino"} <= set(installed_runtimes())
     script = (
         "import sys; from edgeserve_devices.probe import probe; probe(); "
-        "print([m for m in ('onnxruntime', 'openvino', 'numpy', 'typer') if m in sys.modules])"
+        "print([m for m in ('onnxruntime', 'openvino', 'numpy', 'typer', 'subprocess') if m in sys.modules])"
     )
     shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"
 
 
 def test_a_runtime_whose_library_is_not_installed_is_left_out(monkeypatch) -> None:
-    monkeypatch.setitem(probe_module._RUNTIME_PACKAGES, "openvino", "a_package_that_nobody_has")
+    monkeypatch.setitem(probe_module._LIBRARIES, "openvino", ("a_package_that_nobody_has",))
     assert "openvino" not in installed_runtimes()

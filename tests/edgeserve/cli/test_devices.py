@@ -125,3 +125,40 @@ def test_a_release_without_a_variant_for_the_device_ends_with_1_and_says_why(
 
 def test_what_is_no_release_is_refused(tmp_path: Path, capsys) -> None:
     assert run(capsys, "match", str(tmp_path / "gone"))[0] == 2
+
+
+def test_tables_fit_a_screen_and_say_what_nobody_has_run_on(release: Path, capsys) -> None:
+    listed = run(capsys, "list")[1]
+    tables = [listed, run(capsys, "match", str(release), "--device", "raspberry-pi-5")[1]]
+    tables += [run(capsys, "show", line.split()[0])[1] for line in listed.splitlines()[2:]]
+    assert max(len(line) for table in tables for line in table.splitlines()) <= 100
+    rows = {line.split()[0]: line for line in listed.splitlines()[2:]}
+    assert "unverified" in rows["raspberry-pi-5"]
+    assert "unverified" not in rows["x86-64"]
+    assert rows["jetson-nano"].split()[-2:] == ["no", "unverified"]
+
+
+def test_a_profile_is_shown_with_versions_limits_and_a_first_choice(capsys) -> None:
+    shown = run(capsys, "show", "jetson-nano")[1]
+    rows = {line[1:14].strip(): line[16:].strip() for line in shown.splitlines()}
+    assert rows["python"] == "3.6"
+    assert rows["glibc"] == "2.27"
+    assert rows["versions"].startswith("onnxruntime >=1.20,<1.24")
+    assert rows["thermal"] == "clocks fall from 98.5 C, limit 102.5 C"
+    assert rows["first choice"] == "int8, 4 threads"
+    assert rows["installs"].startswith("no, not with the system's own Python 3.6")
+    document = json.loads(run(capsys, "show", "jetson-nano", "--json")[1])
+    assert document["runtimes"]["onnxruntime"] == ">=1.20,<1.24"
+    assert document["thermal"] == {"throttle_c": 98.5, "critical_c": 102.5}
+    assert document["installable"] is False
+
+
+def test_what_a_profile_of_ones_own_does_not_say_is_unknown(tmp_path: Path, capsys) -> None:
+    (tmp_path / "toaster.toml").write_text(
+        'title = "T"\narchitecture = "arm"\ncpu = "C"\ncpu_features = []\ncores = 1\nmemory_mib = 64\n'
+        'targets = ["null"]\nruntimes = []\n'
+    )
+    shown = run(capsys, "show", "toaster", "--profiles", str(tmp_path))[1]
+    rows = {line[1:14].strip(): line[16:].strip() for line in shown.splitlines()}
+    assert [rows[name] for name in ("python", "glibc", "installs", "thermal")] == ["unknown"] * 4
+    assert [rows[name] for name in ("versions", "first choice")] == ["none"] * 2
