@@ -11,7 +11,7 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -39,6 +39,7 @@ from edgeserve_agent.deployment import (
     Tidy,
 )
 from edgeserve_agent.download import StoppedError
+from edgeserve_agent.finalize import cache_folder, expectation, finalize, time_limit_s
 from edgeserve_agent.journal import Entry, Journal
 from edgeserve_agent.picking import pick
 from edgeserve_agent.sandbox import TRIAL_COMMAND, TrialAnswer, TrialError, run_trial
@@ -92,6 +93,8 @@ class Installer:
         self._state_dir = config.folder
         self.blobs = BlobFolder(self._state_dir / "blobs")
         self._partial = self._state_dir / "downloads"
+        self.progress: dict[str, str] = {}
+        """By model: how far a long step of its deployment is, for reports; read from any thread."""
 
     def perform(self, effect: Effect, entry: Entry, stop: threading.Event) -> Event | None:
         """Carry out one effect.
@@ -197,14 +200,18 @@ class Installer:
         candidate = self._verified(entry, NoSource())
 
         def attempt(variant: Variant) -> TrialAnswer:
-            return run_trial(
-                self._unpacked(entry, variant),
-                self.blobs.path(candidate.golden.digest),
-                simulate=self._config.device.simulate,
-                threads=self._config.serving.threads,
-                stop=stop,
-                command=self._trial_command,
-            )
+            with self._telling(entry, variant) as progress:
+                return run_trial(
+                    self._unpacked(entry, variant),
+                    self.blobs.path(candidate.golden.digest),
+                    simulate=self._config.device.simulate,
+                    threads=self._config.serving.threads,
+                    stop=stop,
+                    timeout_s=time_limit_s(variant.contract),
+                    cache=cache_folder(self._state_dir),
+                    progress=progress,
+                    command=self._trial_command,
+                )
 
         _log.info(
             "%s %s: trying %d variants", entry.record.model, entry.record.target.version, len(candidate.alternatives)
@@ -215,11 +222,36 @@ class Installer:
     def _prepare(self, entry: Entry, stop: threading.Event) -> Event:
         candidate = self._verified(entry, NoSource(), only=entry.record.variant)
         folder = self._unpacked(entry, candidate.variant)
+        with self._telling(entry, candidate.variant) as progress:
+            finalize(
+                folder,
+                cache=cache_folder(self._state_dir),
+                simulate=self._config.device.simulate,
+                threads=self._config.serving.threads,
+                stop=stop,
+                progress=progress,
+                command=self._trial_command,
+            )
         if self._serving is not None:
             self._on_effect("load:before")
             self._load(_slot(entry, entry.record.variant), entry.record.model, folder, stop)
             self._on_effect("load:after")
         return Event(kind=EventKind.READY)
+
+    @contextlib.contextmanager
+    def _telling(self, entry: Entry, variant: Variant) -> Iterator[Callable[[str], None]]:
+        """What to tell of a long step: it goes to the log, and into reports as long as the step lasts."""
+        record = entry.record
+
+        def tell(text: str) -> None:
+            text += expectation(variant.contract)
+            _log.info("%s %s: %s", record.model, record.target.version, text)
+            self.progress[record.model] = text
+
+        try:
+            yield tell
+        finally:
+            self.progress.pop(record.model, None)
 
     def _load(self, slot: Slot, model: str, folder: Path, stop: threading.Event) -> None:
         """Load a variant beside what answers. A serving process that dies of it twice has said enough."""

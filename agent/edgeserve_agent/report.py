@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 import msgspec
@@ -38,7 +40,14 @@ class Reporter:
         self._contracts: dict[str, VariantContract] = {}
 
     def build(
-        self, journal: Journal, slots: Slots, status: ServingStatus | None, *, free_bytes: int, error: str
+        self,
+        journal: Journal,
+        slots: Slots,
+        status: ServingStatus | None,
+        *,
+        free_bytes: int,
+        error: str,
+        progress: Mapping[str, str] = MappingProxyType({}),
     ) -> Reported:
         """Put a report together.
 
@@ -48,6 +57,7 @@ class Reporter:
             status: What the serving process says; None while it does not answer: then nothing is reported as active.
             free_bytes: Of the file system.
             error: Last problem that is no deployment's.
+            progress: By model: how far a long step of its deployment is.
         """
         names = sorted({one.model for one in slots.models} | {entry.record.model for entry in journal.entries})
         return Reported(
@@ -56,7 +66,13 @@ class Reporter:
             agent=__version__,
             gen_seen=journal.gen_seen,
             desired_seen=journal.desired_digest,
-            models=tuple(self._model(slots.of(name), journal.entry(name), status) for name in names),
+            models=tuple(
+                msgspec.structs.replace(
+                    self._model(slots.of(name), journal.entry(name), status),
+                    progress=progress.get(name, "")[:_MOST_REASON_CHARS],
+                )
+                for name in names
+            ),
             quarantined=journal.quarantined[-_MOST_QUARANTINED:],
             facts=self._facts,
             http_url=status.http_url if status else "",
@@ -77,6 +93,7 @@ class Reporter:
                 version=served.version,
                 variant=served.variant,
                 executing_device=served.executing_device,
+                fallback=served.fallback[:_MOST_REASON_CHARS],
             )
             contract = self._contract(
                 Slot(release=served.release, version=served.version, variant=served.variant).folder(self._config.folder)

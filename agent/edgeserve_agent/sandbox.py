@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Final
 
@@ -24,12 +25,22 @@ _MOST_REASON_CHARS: Final = 500
 _MOST_OUTPUT_BYTES: Final = 64 * KIB
 
 
+class TrialProgress(msgspec.Struct, frozen=True, kw_only=True):
+    """What the child process prints while it builds."""
+
+    progress: str
+
+
 class TrialAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """What the child process prints."""
+    """What the child process prints last."""
 
     passed: bool
     reason: str = ""
+    blame: bool = True
+    """It is not the device's fault that it did not pass."""
     executing_device: str = ""
+    fallback: str = ""
+    """Why that is not the device that the variant is for; empty = it is."""
     rows: int = 0
     agreement: float = 0.0
     load_s: float = 0.0
@@ -44,23 +55,40 @@ class TrialError(DeviceError):
 
 def run_trial(
     folder: Path,
-    golden: Path,
+    golden: Path | None,
     *,
     simulate: bool,
     threads: int,
     stop: threading.Event,
     timeout_s: float = TRIAL_TIMEOUT_S,
+    cache: Path | None = None,
+    progress: Callable[[str], None] = lambda _text: None,
     command: tuple[str, ...] = TRIAL_COMMAND,
 ) -> TrialAnswer:
     """Load the variant in `folder` in a child process and let it reproduce the golden set.
 
+    Args:
+        folder: Holds the variant.
+        golden: The golden set; None = the variant is only loaded, which builds what is not built yet.
+        simulate: Run on the nearest device here when the contract's device is absent.
+        threads: Inside one call.
+        stop: Ends the child process when it is set.
+        timeout_s: Of everything together.
+        cache: Keeps what the child process builds; None = nothing is kept.
+        progress: Told what the child process says of a build, and how long it has been at work.
+        command: Program of the child process.
+
     Raises:
         TrialError: It crashed, took longer than `timeout_s`, cannot be loaded or computes something else.
+        DeviceError: There is no space for what is built.
         StoppedError: `stop` was set; the child process is gone.
     """
-    arguments = ["--folder", str(folder), "--golden", str(golden), "--threads", str(threads)]
+    arguments = ["--folder", str(folder), "--threads", str(threads), "--timeout", str(timeout_s)]
+    arguments += ["--golden", str(golden)] if golden is not None else []
+    arguments += ["--cache", str(cache)] if cache is not None else []
     arguments += ["--simulate"] if simulate else []
-    deadline = time.monotonic() + timeout_s
+    said = ""
+    began = time.monotonic()
     with subprocess.Popen(
         [*command, *arguments],
         stdin=subprocess.DEVNULL,
@@ -75,8 +103,13 @@ def run_trial(
             while child.poll() is None:
                 if stop.wait(_LOOK_S):
                     raise StoppedError("the trial was stopped")
-                if time.monotonic() > deadline:
-                    raise TrialError(f"the trial took longer than {timeout_s:g} s")
+                if (latest := _progress(output.data)) not in ("", said):
+                    said = latest
+                    progress(f"{said} ({time.monotonic() - began:.0f} s)")
+                if time.monotonic() - began > timeout_s:
+                    raise TrialError(
+                        f"the trial took longer than {timeout_s:g} s" + (f", last: {said}" if said else "")
+                    )
         finally:
             # Not only the child: one of its own would keep the streams open, and outlive its trial.
             with contextlib.suppress(ProcessLookupError):
@@ -87,7 +120,8 @@ def run_trial(
     if answer is None:
         raise TrialError(f"the trial {_ended(child.returncode)}: {_last_line(errors.data)}")
     if not answer.passed:
-        raise TrialError(f"the trial failed: {answer.reason[:_MOST_REASON_CHARS]}")
+        kind = TrialError if answer.blame else DeviceError
+        raise kind(f"the trial failed: {answer.reason[:_MOST_REASON_CHARS]}")
     return answer
 
 
@@ -105,9 +139,18 @@ class _Tail(threading.Thread):
             self.data = (self.data + chunk)[-_MOST_OUTPUT_BYTES:]
 
 
+def _progress(output: bytes) -> str:
+    """The latest complete line, if it tells of progress."""
+    line = output.rpartition(b"\n")[0].rpartition(b"\n")[2]
+    try:
+        return msgspec.json.decode(line, type=TrialProgress).progress if line else ""
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ""
+
+
 def _answer(output: bytes) -> TrialAnswer | None:
     try:
-        return msgspec.json.decode(output, type=TrialAnswer)
+        return msgspec.json.decode(output.strip().rpartition(b"\n")[2], type=TrialAnswer)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 

@@ -21,6 +21,8 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     active: str
     """Version that answers; what `slots.json` names when no server is there to ask."""
     executing_device: str
+    fallback: str
+    """Why that is not the device asked for; empty = it is."""
     previous: str
     state: str
     version: str
@@ -68,6 +70,7 @@ def read_status(config: AgentConfig) -> AgentStatus:
                 model=name,
                 active=served.version if served else _version(model.active),
                 executing_device=served.executing_device if served else "",
+                fallback=served.fallback if served else "",
                 previous=_version(model.previous),
                 state=entry.record.state.value if entry else "",
                 version=entry.record.target.version if entry else "",

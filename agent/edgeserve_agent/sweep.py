@@ -12,7 +12,7 @@ from edgeserve.contracts.errors import EdgeServeError
 from edgeserve.contracts.limits import MAX_INDEX_BYTES
 from edgeserve.release.blobs import BlobFolder
 from edgeserve.release.documents import is_evidence, parse_index, parse_manifest
-from edgeserve_agent import journal, slots
+from edgeserve_agent import finalize, journal, slots
 from edgeserve_agent.slots import Slot
 
 _log = logging.getLogger("edgeserve.agent")
@@ -21,7 +21,7 @@ _log = logging.getLogger("edgeserve.agent")
 def sweep(
     state_dir: Path, blobs: BlobFolder, partial: Path, keep: Iterable[Slot], on_effect: Callable[[str], None]
 ) -> None:
-    """Remove variants, blobs and unfinished downloads that `keep` does not need.
+    """Remove variants, blobs, engines and unfinished downloads that `keep` does not need.
 
     Raises:
         OSError: Something could not be removed.
@@ -40,6 +40,8 @@ def sweep(
         if digest not in wanted:
             on_effect("sweep:blob")
             blobs.remove(digest)
+    on_effect("sweep:engines")
+    finalize.collect(state_dir, folders)
     for unfinished in (*_children(partial), *blobs.location.glob("sha256/.*.tmp")):
         unfinished.unlink()
 

@@ -56,6 +56,9 @@ def status(config: Config = _CONFIG, state_dir: StateDir = "", as_json: Json = F
         print_table(("model", "active", "on", "previous", "deployment", "version", "reason"), rows)
     else:
         typer.echo("it has no model yet")
+    for one in found.models:
+        if one.fallback:
+            typer.echo(f"FALLBACK: {one.model}: {one.fallback}")
     if found.quarantined:
         typer.echo(f"quarantined: {', '.join(found.quarantined)}")
 

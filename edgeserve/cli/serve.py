@@ -70,13 +70,14 @@ def command(
         float, typer.Option("--poll-seconds", min=0, help="Look for changed models this often; 0 = never.")
     ] = 0.0,
     state_dir: Annotated[
-        Path | None, typer.Option("--state-dir", metavar="DIR", help="Keep version labels here over restarts.")
+        Path | None, typer.Option("--state-dir", metavar="DIR", help="Keep version labels and built engines here over restarts.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the address as JSON, not a text.")] = False,
 ) -> None:
     """Serve a model, a release or a folder of models over HTTP until Ctrl-C."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
+    from edgeserve_agent.finalize import cache_folder
     from edgeserve_agent.serving.listen import Listening
     from edgeserve_agent.serving.model_source import OpenOptions
     from edgeserve_agent.serving.server import run
@@ -88,7 +89,9 @@ def command(
         plan = serve_plan(
             model,
             name=name,
-            options=OpenOptions(threads=threads, scratch=Path(scratch)),
+            options=OpenOptions(
+                threads=threads, scratch=Path(scratch), cache=cache_folder(state_dir) if state_dir else None
+            ),
             config=config,
             control=model_control_of(model_control),
             load=tuple(load_model or ()),

@@ -83,6 +83,8 @@ class ModelReport(msgspec.Struct, frozen=True, kw_only=True):
     """Release digest that is kept on disk to return to."""
     executing_device: str = ""
     """What runs it, in the runtime's words, with ` (simulated)` behind it where the hardware is simulated."""
+    fallback: str = ""
+    """Why `executing_device` is not the device that the variant is for, one sentence; empty = it is."""
     latency_ms: float = 0.0
     """Median of one row in the trial that picked the active variant on this device; 0 = not measured."""
     state: DeploymentState = DeploymentState.IDLE
@@ -91,6 +93,8 @@ class ModelReport(msgspec.Struct, frozen=True, kw_only=True):
     rollout: str = ""
     reason: str = ""
     """Why the latest deployment was rejected or reverted."""
+    progress: str = ""
+    """What a long step of the latest deployment is at just now, such as building an engine; empty = nothing long."""
 
 
 class Reported(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Final
 
 import edgeserve
-from edgeserve import atomic
+from edgeserve import atomic, plugins
 from edgeserve.contracts.errors import DeviceError
 from edgeserve.doctor.findings import Environment, Requirement
 from edgeserve.link.mosquitto import find_mosquitto, mosquitto_version
+from edgeserve.runtimes.advice import this_machine
 
 _SETS: Final = ("all", "demo", "dev", "train")
 """Extras that only gather others, or are for the development of edgeserve."""
@@ -42,6 +43,14 @@ _MODULES: Final = {
     "uvloop": "uvloop",
 }
 """Distribution to the module that proves that it works. What takes seconds (nncf, torch, sklearn) is not."""
+_RUNTIMES: Final = {
+    "litert": "ai_edge_litert",
+    "onnxruntime": "onnxruntime",
+    "openvino": "openvino",
+    "tensorrt": "tensorrt",
+}
+"""Runtime to the module that it needs."""
+_NVIDIA: Final = ("/proc/driver/nvidia/version", "/etc/nv_tegra_release")
 _TRY_S: Final = 120.0
 _TRY: Final = """
 import importlib, json, sys
@@ -79,6 +88,10 @@ def read_environment(folder: Path) -> Environment:
         onnx2tf=converter,
         onnx2tf_error=converter_error,
         onnx2tf_python=base_python,
+        runtimes={name: _has_module(_RUNTIMES.get(name, "edgeserve")) for name in plugins.names(plugins.RUNTIMES)},
+        machine=this_machine(),
+        providers=_providers(),
+        nvidia_driver=any(Path(name).exists() for name in _NVIDIA),
         jetson="jetson" in _text(Path("/proc/device-tree/model")).lower(),
         tensorrt_provider=_beside("onnxruntime", "capi/libonnxruntime_providers_tensorrt.so"),
         folder=str(folder),
@@ -162,6 +175,20 @@ def _converter() -> tuple[str, str, str]:
         return onnx2tf.version_in(python), "", ""
     except DeviceError as error:
         return "", error.message, ""
+
+
+def _has_module(name: str) -> bool:
+    """Whether a top-level module can be found; it is not imported."""
+    return importlib.util.find_spec(name) is not None
+
+
+def _providers() -> tuple[str, ...]:
+    """Providers of onnxruntime that are libraries of their own, by the names of their files."""
+    spec = importlib.util.find_spec("onnxruntime")
+    if spec is None or spec.origin is None:
+        return ()
+    found = (Path(spec.origin).parent / "capi").glob("libonnxruntime_providers_*.so")
+    return tuple(sorted(path.stem.rpartition("_")[2] for path in found if not path.stem.endswith("shared")))
 
 
 def _beside(package: str, file: str) -> bool:

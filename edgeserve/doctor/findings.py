@@ -9,6 +9,7 @@ from enum import Enum
 from typing import Final
 
 from edgeserve.contracts.limits import GIB, MIN_FREE_BYTES
+from edgeserve.runtimes.advice import Machine, package_for
 
 _LOW_DISK_BYTES: Final = 1 * GIB
 _OLDEST_PYTHON: Final = (3, 10)
@@ -75,6 +76,13 @@ class Environment:
     """Why the environment that is there does not work."""
     onnx2tf_python: str = ""
     """A Python from which its environment can be made."""
+    runtimes: Mapping[str, bool] = field(default_factory=dict)
+    """Whether the library of each registered runtime is installed, by name."""
+    machine: Machine = field(default_factory=lambda: Machine(architecture="amd64"))
+    """Whose packages run here."""
+    providers: Sequence[str] = ()
+    """Providers of the onnxruntime that is installed which are libraries of their own: `cuda`, `openvino`."""
+    nvidia_driver: bool = False
     jetson: bool = False
     tensorrt_provider: bool = False
     """The onnxruntime that is installed has its TensorRT provider."""
@@ -92,6 +100,7 @@ def examine(environment: Environment) -> tuple[Finding, ...]:
         *_python(environment),
         Finding(subject="edgeserve", verdict=Verdict.OK, detail=environment.edgeserve),
         *_extras(environment),
+        *_runtimes(environment),
         *_mosquitto(environment),
         *_clashes(environment),
         *_converter(environment),
@@ -139,6 +148,21 @@ def _extras(environment: Environment) -> Iterator[Finding]:
             yield Finding(subject=f"extra {extra}", verdict=Verdict.BROKEN, detail="; ".join(faults), hint=hint)
         else:
             yield Finding(subject=f"extra {extra}", verdict=Verdict.OK, detail=detail)
+
+
+def _runtimes(environment: Environment) -> Iterator[Finding]:
+    for name, installed in sorted(environment.runtimes.items()):
+        package = package_for(name, "", environment.machine)
+        if not installed and package:
+            detail = "its library is not installed"
+            yield Finding(subject=f"runtime {name}", verdict=Verdict.ABSENT, detail=detail, hint=package)
+    if environment.nvidia_driver and environment.runtimes.get("onnxruntime") and "cuda" not in environment.providers:
+        yield Finding(
+            subject="runtime onnxruntime",
+            verdict=Verdict.ABSENT,
+            detail="there is a GPU of NVIDIA, and the onnxruntime that is installed cannot use it",
+            hint=package_for("onnxruntime", "CUDA", environment.machine),
+        )
 
 
 def _faults(present: Sequence[Requirement], environment: Environment) -> Iterator[str]:

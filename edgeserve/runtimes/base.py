@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from types import MappingProxyType
+from typing import Final, Protocol
 
 import msgspec
 import numpy as np
@@ -14,6 +15,9 @@ from edgeserve.contracts.tensors import Signature
 
 Tensor = npt.NDArray[np.generic]
 Tensors = dict[str, Tensor]
+
+ONE_DEVICE: Final[Mapping[str, int]] = MappingProxyType({})
+"""`LoadedModel.placement` where there is nothing to tell."""
 
 
 class RuntimeOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,6 +29,13 @@ class RuntimeOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Threads inside one call; 0 = the runtime decides."""
     simulate: bool = False
     """Run a variant for other hardware on the nearest device here; `executing_device` then ends in ` (simulated)`."""
+    cache: Path | None = None
+    """Folder for what the runtime builds of a model on this device (engines, blobs); None = nothing is kept."""
+    settings: dict[str, str] = {}
+    """Settings of that builder by its own names, as `edgeserve.contracts.variant.Finalize.options` has them."""
+    fallback: bool = False
+    """Whether another device may take over when the one asked for cannot; `LoadedModel.fallback` then says why. Without
+    it that is an error."""
 
 
 class LoadedModel(Protocol):
@@ -33,6 +44,11 @@ class LoadedModel(Protocol):
     signature: Signature
     executing_device: str
     """What runs it, asked of the runtime after loading, never assumed."""
+    fallback: str
+    """Why `executing_device` is not the device asked for, in one sentence; empty = it is."""
+    placement: Mapping[str, int]
+    """Operations of the model by the device that they were placed on, where several may share it (a GPU and the CPU);
+    empty = one device runs all, or the runtime does not say."""
 
     def run(self, inputs: Mapping[str, Tensor]) -> Tensors:
         """Compute every output.

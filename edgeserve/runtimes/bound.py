@@ -51,16 +51,25 @@ class _Bound:
 
 
 class BoundCalls:
-    """Buffers of one session, by thread and shapes of the inputs."""
+    """Buffers of one session, by thread and shapes of the inputs.
 
-    def __init__(self, session: Any, signature: Signature) -> None:  # noqa: ANN401
+    Args:
+        session: Of ONNX Runtime.
+        signature: Of its model.
+        usable: Whether all that runs the model reads the CPU's memory in each call. What is bound for a GPU is copied
+            to it when it is bound, and never again.
+    """
+
+    def __init__(self, session: Any, signature: Signature, *, usable: bool = True) -> None:  # noqa: ANN401
         self._session = session
         self._names = tuple(spec.name for spec in signature.inputs)
         self._only = self._names[0] if len(self._names) == 1 else ""
         self._known: dict[_Key, _Bound] = {}
         self._suspects: set[_Key] = set()
         """Calls whose buffers failed just now."""
-        self._usable = not any(spec.datatype in _NOT_BOUND for spec in (*signature.inputs, *signature.outputs))
+        self._usable = usable and not any(
+            spec.datatype in _NOT_BOUND for spec in (*signature.inputs, *signature.outputs)
+        )
 
     def run(self, inputs: Mapping[str, Tensor]) -> Tensors | None:
         """Compute, or return None where a call like this was not learned: then everything is checked and run anew."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -12,6 +13,8 @@ from edgeserve.contracts.errors import InputError, NotFoundError
 from edgeserve.contracts.tensors import Datatype, Signature, TensorSpec, datatype_of
 from edgeserve.runtimes.base import Tensor
 
+_PLACE: Final = re.compile(r"^/\S+\.\w+:\d+ [^()]*\([^()]*\)\s*(?=\S)")
+"""File, line and C++ signature before the words of an error."""
 _DTYPES: Final = {datatype: np.dtype(datatype.numpy_name) for datatype in Datatype}
 
 
@@ -54,7 +57,7 @@ def first_line(error: Exception) -> str:
     """The telling line of a library's error text, short enough to show."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
-    return (telling or lines or [type(error).__name__])[0][:300]
+    return _PLACE.sub("", (telling or lines or [type(error).__name__])[0])[:300]
 
 
 def _check_datatype(spec: TensorSpec, array: Tensor) -> None:

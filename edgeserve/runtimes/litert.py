@@ -17,7 +17,7 @@ import numpy as np
 
 from edgeserve.contracts.errors import DeviceError, InputError
 from edgeserve.contracts.tensors import Signature, TensorSpec, datatype_of
-from edgeserve.runtimes.base import LoadedModel, RuntimeOptions, Tensor, Tensors
+from edgeserve.runtimes.base import ONE_DEVICE, LoadedModel, RuntimeOptions, Tensor, Tensors
 from edgeserve.runtimes.checks import check_file, check_inputs, first_line
 from edgeserve.runtimes.flatbuffer import check_tflite
 from edgeserve.runtimes.litert_stderr import hush
@@ -63,7 +63,7 @@ class LiteRtRuntime:
         """Check the file and make an interpreter; see `edgeserve.runtimes.base.Runtime.load`."""
         check_file(path)
         _check_library()
-        if options.device not in _DEVICES and not options.simulate:
+        if options.device not in _DEVICES and not (options.simulate or options.fallback):
             raise DeviceError(
                 f"LiteRT has no device {options.device[:40]!r} here", hint=f"it has {', '.join(_DEVICES)}"
             )
@@ -74,8 +74,12 @@ class LiteRtRuntime:
 class LiteRtModel:
     """A model with one interpreter for each call that is under way; the file is mapped, so they share its weights."""
 
+    placement = ONE_DEVICE
+
     def __init__(self, path: Path, options: RuntimeOptions) -> None:
         self.executing_device = "CPU (simulated)" if options.simulate else "CPU"
+        foreign = options.device not in _DEVICES and not options.simulate
+        self.fallback = f"{options.device} was asked for, CPU runs it: LiteRT has nothing else here" if foreign else ""
         self._path = path
         self._threads = options.threads or None
         self._lock = threading.Lock()

@@ -14,7 +14,7 @@ from edgeserve.contracts.documents import decode
 from edgeserve.contracts.errors import DeviceError, InputError
 from edgeserve.contracts.limits import MAX_CONFIG_BYTES
 from edgeserve.contracts.tensors import Datatype, Signature
-from edgeserve.runtimes.base import LoadedModel, RuntimeOptions, Tensor, Tensors
+from edgeserve.runtimes.base import ONE_DEVICE, LoadedModel, RuntimeOptions, Tensor, Tensors
 from edgeserve.runtimes.checks import check_inputs
 
 
@@ -39,6 +39,9 @@ class NullRuntime:
 
 class NullModel:
     """Answers with the sum of each row of the first input, in every element of that row of each output."""
+
+    fallback = ""
+    placement = ONE_DEVICE
 
     def __init__(self, signature: Signature, executing_device: str) -> None:
         self.signature = signature

@@ -1,11 +1,15 @@
-"""ONNX models on ONNX Runtime's CPU provider. The only module of the serving side that imports onnxruntime."""
+"""ONNX models on ONNX Runtime and its providers. The only module of the serving side that imports onnxruntime."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import io
 import math
 import os
-from collections.abc import Mapping
+import platform
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,9 +22,16 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from edgeserve.contracts.errors import DeviceError, InputError
 from edgeserve.contracts.tensors import Datatype, Signature, TensorSpec
-from edgeserve.runtimes.base import LoadedModel, RuntimeOptions, Tensor, Tensors
+from edgeserve.runtimes.advice import package_for, this_machine
+from edgeserve.runtimes.base import ONE_DEVICE, LoadedModel, RuntimeOptions, Tensor, Tensors
 from edgeserve.runtimes.bound import BoundCalls
 from edgeserve.runtimes.checks import check_file, check_inputs, first_line
+from edgeserve.runtimes.cuda import Cuda, driver_version
+from edgeserve.runtimes.engine_cache import EngineKey
+from edgeserve.runtimes.kept_folder import KeptFolder, runtime_cache
+from edgeserve.runtimes.model_files import digest_files, model_files
+from edgeserve.runtimes.onnx_providers import CPU, Attempt, device_of, fallback, plan
+from edgeserve.runtimes.openvino_advice import advice
 
 _ERRORS: Final = (
     ort_errors.EPFail,
@@ -54,15 +65,16 @@ _DATATYPES: Final = {
     "tensor(bfloat16)": Datatype.BF16,
     "tensor(string)": Datatype.BYTES,
 }
-_PROVIDERS: Final = {"CPU": "CPUExecutionProvider"}
 _ONNX_BFLOAT16: Final = 16
 """`TensorProto.BFLOAT16`."""
 _FATAL_ONLY: Final = 4
 """Log severity: what the library would print is raised as an error as well."""
 
+onnxruntime.set_default_logger_severity(_FATAL_ONLY)  # what it says when it leaves out a provider: `_cause` finds out
+
 
 class OnnxRuntime:
-    """Loads `*.onnx` and `*.ort`."""
+    """Loads `*.onnx` and `*.ort` on the devices that `edgeserve.runtimes.onnx_providers.plan` names."""
 
     name = "onnxruntime"
 
@@ -71,52 +83,62 @@ class OnnxRuntime:
         return str(onnxruntime.__version__)
 
     def load(self, path: Path, options: RuntimeOptions) -> LoadedModel:
-        """Make a session; see `edgeserve.runtimes.base.Runtime.load`."""
+        """Make a session; see `edgeserve.runtimes.base.Runtime.load`.
+
+        A session counts only if the provider that was meant is in it and has operations of the model: ONNX Runtime
+        itself leaves out what it cannot make, and says so only in its log.
+        """
         check_file(path)
-        provider = _provider(options)
-        settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = options.threads
-        settings.inter_op_num_threads = 1
-        settings.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-        # Threads that spin between calls take the CPU from everything else on a small board.
-        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if options.simulate:
-            # Integer kernels of this CPU may saturate where those of the other do not. Without the fusion into them,
-            # quantized operations are computed as they are defined, with the same answers everywhere.
-            settings.add_session_config_entry("session.disable_quant_qdq", "1")
-        settings.log_severity_level = _FATAL_ONLY
-        try:
-            session = onnxruntime.InferenceSession(str(path), settings, providers=[provider])
-        except MemoryError as error:
-            raise DeviceError(f"not enough memory to load {path.name}") from error
-        except _ERRORS as error:
-            if "alloc" in str(error).lower():
-                raise DeviceError(f"not enough memory to load {path.name}: {first_line(error)}") from error
-            raise InputError(
-                f"{path.name} is not a model that ONNX Runtime {onnxruntime.__version__} can load: {first_line(error)}",
-                hint="check that the file is whole; export with an opset that this version knows",
-            ) from error
-        actual = session.get_providers()
-        if actual[:1] != [provider]:
-            raise DeviceError(f"{path.name} was to run on {provider}, ONNX Runtime chose {', '.join(actual)}")
-        device = actual[0].removesuffix("ExecutionProvider") + (" (simulated)" if options.simulate else "")
-        return OnnxModel(session, _signature(session, path.name), device)
+        chosen = plan(options, onnxruntime.get_available_providers(), this_machine())
+        reasons = list(chosen.passed_over)
+        for attempt in chosen.attempts:
+            try:
+                session, placement, folder = _open(path, options, attempt)
+            except DeviceError as error:
+                if attempt is chosen.attempts[-1]:
+                    raise
+                reasons.append(error.message)
+                continue
+            device = attempt.device + (" (simulated)" if options.simulate else "")
+            return OnnxModel(
+                session,
+                _signature(session, path.name),
+                device,
+                fallback=fallback(options.device, attempt.device, reasons),
+                placement=placement,
+                takes_bound_memory=attempt.takes_bound_memory,
+                folder=folder,
+            )
+        raise AssertionError("a plan has at least one attempt")
 
 
 class OnnxModel:
     """An ONNX Runtime session. Sessions are safe to call from several threads."""
 
-    def __init__(self, session: Any, signature: Signature, executing_device: str) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        session: Any,  # noqa: ANN401
+        signature: Signature,
+        executing_device: str,
+        *,
+        fallback: str = "",
+        placement: Mapping[str, int] = ONE_DEVICE,
+        takes_bound_memory: bool = True,
+        folder: KeptFolder | None = None,
+    ) -> None:
         self.signature = signature
         self.executing_device = executing_device
+        self.fallback = fallback
+        self.placement = placement
         self._session = session
+        self._folder = folder
         self._names = [spec.name for spec in signature.outputs]
         self._strings = [spec.name for spec in signature.inputs if spec.datatype is Datatype.BYTES]
         self._half = {spec.name for spec in signature.inputs if spec.datatype is Datatype.BF16}
         self._exotic = bool(self._strings) or any(
             spec.datatype in (Datatype.BYTES, Datatype.BF16) for spec in (*signature.inputs, *signature.outputs)
         )
-        self._calls = BoundCalls(session, signature)
+        self._calls = BoundCalls(session, signature, usable=takes_bound_memory)
 
     def run(self, inputs: Mapping[str, Tensor]) -> Tensors:
         """Compute the outputs; see `edgeserve.runtimes.base.LoadedModel.run`."""
@@ -156,17 +178,140 @@ class OnnxModel:
         """Release the session once running calls have ended."""
         self._session = None
         self._calls.close()
+        if self._folder is not None:
+            self._folder.close()
 
 
-def _provider(options: RuntimeOptions) -> str:
-    provider = _PROVIDERS.get(options.device)
-    if provider is None and options.simulate:
-        provider = _PROVIDERS["CPU"]
-    if provider is None:
-        raise DeviceError(
-            f"ONNX Runtime has no device {options.device[:40]!r} here", hint=f"it has {', '.join(_PROVIDERS)}"
-        )
-    return provider
+def _open(path: Path, options: RuntimeOptions, attempt: Attempt) -> tuple[Any, Mapping[str, int], KeptFolder | None]:
+    """A session in which the provider that was meant has operations of the model, and where all of them are.
+
+    Raises:
+        InputError: The file is not a model that this ONNX Runtime can load.
+        DeviceError: The provider cannot run it.
+    """
+    folder = _kept(path, options, attempt)
+    try:
+        if attempt.provider != CPU:
+            _preload(attempt)
+        session = _session(path, options, attempt, attempt.with_cache(str(folder.path) if folder else ""))
+        placement = _placement(session, attempt)
+        if session.get_providers()[:1] != [attempt.provider] or (placement and attempt.kind not in placement):
+            raise _unusable(path, attempt, session.get_providers())
+        if folder is not None:
+            folder.keep()
+    except BaseException:
+        if folder is not None:
+            folder.close()
+        raise
+    return session, placement, folder
+
+
+def _session(path: Path, options: RuntimeOptions, attempt: Attempt, providers: Sequence[Any]) -> Any:  # noqa: ANN401
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = options.threads
+    settings.inter_op_num_threads = 1
+    settings.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    # Threads that spin between calls take the CPU from everything else on a small board.
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if options.simulate:
+        # Integer kernels of this CPU may saturate where those of the other do not. Without the fusion into them,
+        # quantized operations are computed as they are defined, with the same answers everywhere.
+        settings.add_session_config_entry("session.disable_quant_qdq", "1")
+    for name, value in attempt.session.items():
+        settings.add_session_config_entry(name, value)
+    settings.log_severity_level = _FATAL_ONLY
+    try:
+        # Without `enable_fallback=0` the library itself takes another provider, now or in a later call.
+        return onnxruntime.InferenceSession(str(path), settings, providers=list(providers), enable_fallback=0)
+    except MemoryError as error:
+        raise DeviceError(f"not enough memory to load {path.name}") from error
+    except _ERRORS as error:
+        if "alloc" in str(error).lower():
+            raise DeviceError(f"not enough memory to load {path.name}: {first_line(error)}") from error
+        if attempt.provider != CPU and _cpu_takes(path):
+            raise _unusable(path, attempt, (), first_line(error)) from error
+        raise InputError(
+            f"{path.name} is not a model that ONNX Runtime {onnxruntime.__version__} can load: {first_line(error)}",
+            hint="check that the file is whole; export with an opset that this version knows",
+        ) from error
+
+
+def _cpu_takes(path: Path) -> bool:
+    """Whether the model is whole: then it was the device that could not."""
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = _FATAL_ONLY
+    settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        onnxruntime.InferenceSession(str(path), settings, providers=[CPU], enable_fallback=0)
+    except (MemoryError, *_ERRORS):
+        return False
+    return True
+
+
+def _placement(session: Any, attempt: Attempt) -> Mapping[str, int]:  # noqa: ANN401
+    """Operations by kind of device. Older libraries do not say; newer ones were asked to remember."""
+    if attempt.provider == CPU or not hasattr(session, "get_provider_graph_assignment_info"):
+        return ONE_DEVICE
+    counted: Counter[str] = Counter()
+    for part in session.get_provider_graph_assignment_info():
+        counted[device_of(part.ep_name)] += len(part.get_nodes())
+    return dict(counted)
+
+
+def _unusable(path: Path, attempt: Attempt, chosen: Sequence[str], said: str = "") -> DeviceError:
+    """The error for a provider that is there and does not run the model, with what is known of the cause."""
+    cause, hint = _cause(attempt)
+    if attempt.provider in chosen and not cause:
+        cause, hint = "it took none of the model's operations", "run it on the CPU, or let that take over (`fallback`)"
+    what = cause or said or "ONNX Runtime left its provider out"
+    return DeviceError(f"{path.name} cannot run on {attempt.device}: {what}", hint=hint)
+
+
+def _cause(attempt: Attempt) -> tuple[str, str]:
+    """What the library says only in its log: a shared library that is not there, or no driver; with a hint."""
+    name = attempt.provider.removesuffix("ExecutionProvider").lower()
+    library = Path(onnxruntime.__file__).parent / "capi" / f"libonnxruntime_providers_{name}.so"
+    if library.is_file():
+        try:
+            ctypes.CDLL(str(library))
+        except OSError as error:
+            return str(error), package_for("onnxruntime", attempt.kind, this_machine())
+    if attempt.kind in ("CUDA", "TENSORRT"):
+        try:
+            Cuda(int(attempt.unit))
+        except DeviceError as error:
+            return error.message, error.hint
+    if attempt.kind == "OPENVINO":
+        return "", advice(attempt.unit) if attempt.unit != "CPU" else ""
+    return "", ""
+
+
+def _preload(attempt: Attempt) -> None:
+    """Let the libraries of CUDA be found that were installed as Python packages."""
+    preload = getattr(onnxruntime, "preload_dlls", None)  # from 1.21 on
+    if attempt.kind in ("CUDA", "TENSORRT") and preload is not None:
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find, which is no error by itself
+            preload()
+
+
+def _kept(path: Path, options: RuntimeOptions, attempt: Attempt) -> KeptFolder | None:
+    """What its first provider has built of the model, if it builds anything and there is a place for it."""
+    if options.cache is None or not attempt.cache_option:
+        return None
+    return KeptFolder(
+        runtime_cache(options.cache, OnnxRuntime.name),
+        EngineKey(
+            model=digest_files(model_files(path)),
+            built_for={
+                "onnxruntime": str(onnxruntime.get_build_info()) + onnxruntime.__version__,
+                "device": attempt.device,
+                "cpu": platform.processor() or platform.machine(),
+                "driver": driver_version(),
+            },
+            settings=attempt.providers[0][1],
+        ),
+        what=path.name,
+    )
 
 
 def _signature(session: Any, what: str) -> Signature:  # noqa: ANN401

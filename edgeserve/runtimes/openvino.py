@@ -1,4 +1,7 @@
-"""OpenVINO IR (`*.xml` with its `*.bin`) on Intel CPU, GPU and NPU. The only module that serves with openvino."""
+"""OpenVINO IR (`*.xml` with its `*.bin`) on Intel CPU, GPU and NPU. The only module that serves with openvino.
+
+GPU and NPU: unverified, no one here has one. The CPU takes the same ways, blobs included.
+"""
 
 # ruff: noqa: E402 - telemetry has to be off before the library is imported
 
@@ -10,6 +13,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Final, cast
 
+import msgspec
 import numpy as np
 
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # it would write to the home folder and call home
@@ -18,9 +22,13 @@ import openvino
 
 from edgeserve.contracts.errors import DeviceError, InputError, NotFoundError
 from edgeserve.contracts.tensors import Datatype, Signature, TensorSpec
-from edgeserve.runtimes.base import LoadedModel, RuntimeOptions, Tensor, Tensors
+from edgeserve.runtimes.base import ONE_DEVICE, LoadedModel, RuntimeOptions, Tensor, Tensors
 from edgeserve.runtimes.checks import check_file, check_inputs, first_line
+from edgeserve.runtimes.engine_cache import EngineKey
+from edgeserve.runtimes.kept_folder import runtime_cache
+from edgeserve.runtimes.model_files import digest_files, model_files
 from edgeserve.runtimes.openvino_advice import advice, base, is_chooser
+from edgeserve.runtimes.openvino_blob import from_blob
 
 _DATATYPES: Final = {
     "boolean": Datatype.BOOL,
@@ -37,6 +45,10 @@ _DATATYPES: Final = {
     "f64": Datatype.FP64,
 }
 _IR_STARTS: Final = (b"<?xml", b"<net")
+_CAPABILITIES: Final = "OPTIMIZATION_CAPABILITIES"
+_PROPERTIES: Final = "SUPPORTED_PROPERTIES"
+_FACTS: Final = ("FULL_DEVICE_NAME", "DEVICE_ARCHITECTURE", "DEVICE_UUID", "DRIVER_VERSION", "COMPILER_VERSION")
+"""How the names of the properties end that a blob depends on."""
 
 
 class OpenVinoRuntime:
@@ -52,26 +64,36 @@ class OpenVinoRuntime:
         """Read and compile the IR; see `edgeserve.runtimes.base.Runtime.load`."""
         _check_ir(path)
         core = openvino.Core()
-        device = _device(core, options)
+        reason = ""
         try:
-            model = core.read_model(path)
-        except RuntimeError as error:
-            raise InputError(
-                f"{path.name} is not an OpenVINO IR that {openvino.__version__} can read: {first_line(error)}",
-                hint="check that the .xml and the .bin are whole and belong together",
-            ) from error
-        signature = _signature(model, path.name)
-        compiled = compile_for(core, model, device, _config(device, options), path.name)
+            device = _device(core, options)
+            compiled = _open(core, path, device, options)
+        except DeviceError as error:
+            if not options.fallback or base(options.device) == "CPU" or is_chooser(options.device):
+                raise
+            reason = f"{options.device} was asked for, CPU runs it: {error.message}"
+            compiled = _open(core, path, "CPU", msgspec.structs.replace(options, settings={}))
         actual = ", ".join(compiled.get_property("EXECUTION_DEVICES"))
-        return OpenVinoModel(compiled, signature, actual + (" (simulated)" if options.simulate else ""))
+        name = actual + (" (simulated)" if options.simulate else "")
+        return OpenVinoModel(compiled, _signature(compiled, path.name), name, fallback=reason)
 
 
 class OpenVinoModel:
     """A compiled model with one infer request for each call that is under way."""
 
-    def __init__(self, compiled: Any, signature: Signature, executing_device: str) -> None:  # noqa: ANN401
+    placement = ONE_DEVICE
+
+    def __init__(
+        self,
+        compiled: Any,  # noqa: ANN401
+        signature: Signature,
+        executing_device: str,
+        *,
+        fallback: str = "",
+    ) -> None:
         self.signature = signature
         self.executing_device = executing_device
+        self.fallback = fallback
         self._compiled = compiled
         self._idle: SimpleQueue[Any] = SimpleQueue()
 
@@ -111,6 +133,12 @@ def available_devices() -> tuple[str, ...]:
     return tuple(openvino.Core().available_devices)
 
 
+def device_names() -> dict[str, str]:
+    """Full name of each of `available_devices`, such as `Intel(R) AI Boost`; empty where OpenVINO does not say."""
+    core = openvino.Core()
+    return {device: _said(core, device, "FULL_DEVICE_NAME") for device in core.available_devices}
+
+
 def compile_for(core: Any, model: Any, device: str, config: Mapping[str, Any], what: str) -> Any:  # noqa: ANN401
     """Compile `model` and make sure that the device which was asked for, and no other, executes it.
 
@@ -130,13 +158,74 @@ def compile_for(core: Any, model: Any, device: str, config: Mapping[str, Any], w
         raise DeviceError(
             f"OpenVINO cannot compile {what} for {device}: {first_line(error)}", hint=advice(device, str(error))
         ) from error
+    _check_device(compiled, device, what)
+    return compiled
+
+
+def _check_device(compiled: Any, device: str, what: str) -> None:  # noqa: ANN401
     actual = compiled.get_property("EXECUTION_DEVICES")
     if not actual or any(base(name) != base(device) for name in actual):
         raise DeviceError(
             f"{what} was to run on {device}, OpenVINO chose {', '.join(actual) or 'nothing'}",
             hint=f"name the device itself, such as NPU; {advice('NPU')}" if is_chooser(device) else advice(device),
         )
-    return compiled
+
+
+def _open(core: Any, path: Path, device: str, options: RuntimeOptions) -> Any:  # noqa: ANN401
+    """Compile the IR, or take what was compiled of it before, where that is kept."""
+    config = _config(core, device, options)
+
+    def compiled() -> Any:  # noqa: ANN401
+        model = _read(core, path)
+        _signature(model, path.name)  # what no device is served with is no fault of this one
+        return compile_for(core, model, device, config, path.name)
+
+    if options.cache is None or options.simulate or "EXPORT_IMPORT" not in _listed(core, device, _CAPABILITIES):
+        return compiled()
+    key = EngineKey(
+        model=digest_files(model_files(path)),
+        built_for={"openvino": openvino.get_version(), "device": device, **_facts(core, device)},
+        settings={name: str(value) for name, value in config.items()},
+    )
+    found = from_blob(
+        runtime_cache(options.cache, OpenVinoRuntime.name),
+        key,
+        compiled,
+        lambda blob: core.import_model(blob, device, config),  # which takes none of its settings from the blob
+        what=path.name,
+    )
+    _check_device(found, device, path.name)
+    return found
+
+
+def _read(core: Any, path: Path) -> Any:  # noqa: ANN401
+    try:
+        return core.read_model(path)
+    except RuntimeError as error:
+        raise InputError(
+            f"{path.name} is not an OpenVINO IR that {openvino.__version__} can read: {first_line(error)}",
+            hint="check that the .xml and the .bin are whole and belong together",
+        ) from error
+
+
+def _facts(core: Any, device: str) -> dict[str, str]:  # noqa: ANN401
+    """What a blob depends on beside OpenVINO, as far as the device says: its name, its driver, the compiler in that."""
+    names = sorted(_listed(core, device, _PROPERTIES))
+    return {name: _said(core, device, name) for name in names if name.endswith(_FACTS)}
+
+
+def _listed(core: Any, device: str, name: str) -> tuple[str, ...]:  # noqa: ANN401
+    try:
+        return tuple(core.get_property(device, name))
+    except RuntimeError:
+        return ()
+
+
+def _said(core: Any, device: str, name: str) -> str:  # noqa: ANN401
+    try:
+        return str(core.get_property(device, name))
+    except RuntimeError:  # such as an NPU without its driver
+        return ""
 
 
 def _check_ir(path: Path) -> None:
@@ -153,11 +242,12 @@ def _check_ir(path: Path) -> None:
 
 
 def _device(core: Any, options: RuntimeOptions) -> str:  # noqa: ANN401
-    present = list(core.available_devices)
+    present = core.available_devices
+    found = ", ".join(f"{name} ({_said(core, name, 'FULL_DEVICE_NAME')})" for name in present) or "none"
     if is_chooser(options.device):
         raise DeviceError(
             f"the device {options.device[:40]!r} leaves the choice to OpenVINO, which takes the CPU without a word",
-            hint=f"name the device itself; OpenVINO finds {', '.join(present) or 'none'} here",
+            hint=f"name the device itself; OpenVINO finds {found} here",
         )
     if any(base(name) == base(options.device) for name in present):
         return options.device
@@ -165,18 +255,21 @@ def _device(core: Any, options: RuntimeOptions) -> str:  # noqa: ANN401
         return "CPU"
     raise DeviceError(
         f"OpenVINO finds no device {options.device[:40]!r} here",
-        hint=f"it finds {', '.join(present) or 'none'}; {advice(options.device)}",
+        hint=f"it finds {found}; {advice(options.device)}",
     )
 
 
-def _config(device: str, options: RuntimeOptions) -> dict[str, Any]:
+def _config(core: Any, device: str, options: RuntimeOptions) -> dict[str, Any]:  # noqa: ANN401
     config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
     if device == "CPU":
         # Otherwise newer CPUs compute in bfloat16, and answers differ from machine to machine.
         config["INFERENCE_PRECISION_HINT"] = "f32"
         if options.threads:
             config["INFERENCE_NUM_THREADS"] = options.threads
-    return config
+    if "CACHE_MODE" in _listed(core, device, _PROPERTIES):
+        config["CACHE_MODE"] = "OPTIMIZE_SPEED"  # blobs with their weights, which need no second file
+    # CACHE_DIR would be read as it lies there: `from_blob` verifies what it hands out.
+    return config | {name: value for name, value in options.settings.items() if name != "CACHE_DIR"}
 
 
 def _signature(model: Any, what: str) -> Signature:  # noqa: ANN401

@@ -19,6 +19,7 @@ _NO_COMPILER: Final = (
     "OpenVINO's wheel has no NPU compiler, and no compile_tool either: compile on a device with an NPU, with the"
     f" driver's compiler. There, {_DRIVER}"
 )
+_SETTINGS: Final = "correct the settings: they are properties of OpenVINO for this device, by its own names"
 _BY_WORDS: Final = (
     ("VCL compiler loading failed", _NO_COMPILER),
     ("Could not find an NPU device", f"the driver's compiler needs the NPU itself: {_DRIVER}"),
@@ -35,6 +36,9 @@ _BY_WORDS: Final = (
         "the NPU's compiler does not know an operation: update the driver, or compile for intel-gpu",
     ),
     ("libOpenCL", _GPU),
+    ("Unsupported property", _SETTINGS),
+    ("Unsupported configuration key", _SETTINGS),
+    ("Wrong value for property", _SETTINGS),
 )
 _BY_DEVICE: Final = {"NPU": _DRIVER, "GPU": _GPU}
 

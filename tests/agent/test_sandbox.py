@@ -13,6 +13,7 @@ import pytest
 from edgeserve.contracts.limits import TRIAL_TIMED_CALLS
 from edgeserve.contracts.tensors import Datatype, Signature, TensorSpec
 from edgeserve.release.unpack import unpack_variant
+from edgeserve.runtimes.base import ONE_DEVICE
 from edgeserve_agent.download import StoppedError
 from edgeserve_agent.sandbox import TrialError, run_trial
 from edgeserve_agent.supervisor import is_alive
@@ -123,6 +124,8 @@ class Counting:
     """A model that counts its calls and takes as long as the test says."""
 
     executing_device = "simulator"
+    fallback = ""
+    placement = ONE_DEVICE
 
     def __init__(self, *shapes: tuple[int, ...], seconds: float = 0.0) -> None:
         specs = tuple(

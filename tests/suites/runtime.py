@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -29,6 +30,8 @@ class RuntimeCase:
     device: str = "CPU"
     absent_device: str | None = None
     """A device that the runtime knows of and this machine has not."""
+    falls_back: bool = True
+    """Whether the runtime has another device that can take over for that one."""
     companion: str | None = None
     """Suffix of a second file that the model needs."""
 
@@ -183,6 +186,41 @@ class RuntimeContract:
         assert "simulated" not in real.executing_device
         simulated.close()
         real.close()
+
+    def test_what_runs_as_asked_for_tells_of_no_fallback(self, case: RuntimeCase, loaded: LoadedModel) -> None:
+        assert loaded.fallback == ""
+        assert all(device and count > 0 for device, count in loaded.placement.items())
+
+    @pytest.mark.parametrize("simulate", [False, True])
+    def test_allowing_a_fallback_changes_nothing_where_none_is_needed(self, case: RuntimeCase, simulate: bool) -> None:
+        options = RuntimeOptions(device=case.device, fallback=True, simulate=simulate)
+        allowed = case.runtime.load(case.path, options)
+        strict = case.runtime.load(case.path, msgspec.structs.replace(options, fallback=False))
+        assert allowed.fallback == ""
+        assert allowed.executing_device == strict.executing_device
+        allowed.close()
+        strict.close()
+
+    def test_a_fallback_is_taken_only_where_it_is_allowed_and_then_told(self, case: RuntimeCase) -> None:
+        if case.absent_device is None or not case.falls_back:
+            pytest.skip("the runtime has no other device")
+        with pytest.raises(DeviceError):
+            case.runtime.load(case.path, RuntimeOptions(device=case.absent_device))
+        model = case.runtime.load(case.path, RuntimeOptions(device=case.absent_device, fallback=True))
+        assert case.absent_device in model.fallback
+        assert model.executing_device in model.fallback
+        assert case.absent_device not in model.executing_device
+        assert "simulated" not in model.executing_device
+        rows = case.rows(1)
+        for name, values in case.answers(rows).items():
+            np.testing.assert_allclose(model.run(rows)[name], values, rtol=1e-4, atol=1e-4)
+        model.close()
+
+    def test_a_fallback_is_no_way_around_a_damaged_file(self, case: RuntimeCase, tmp_path: Path) -> None:
+        path = self._copy(case, tmp_path)
+        path.write_bytes(b"hello, world")
+        with pytest.raises(InputError, match=r"model"):
+            case.runtime.load(path, RuntimeOptions(device=case.absent_device or case.device, fallback=True))
 
     def test_a_device_that_is_not_here_is_an_error_that_says_what_is(self, case: RuntimeCase) -> None:
         if case.absent_device is None:

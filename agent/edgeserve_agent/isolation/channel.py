@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import socket
+import struct
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from edgeserve.client.blobs import decode_blob, encode_blob
 from edgeserve.contracts.errors import DeviceError, EdgeServeError
-from edgeserve.contracts.limits import ISOLATION_MESSAGE_BYTES
+from edgeserve.contracts.limits import ISOLATION_CALL_S, ISOLATION_MESSAGE_BYTES
 from edgeserve.contracts.tensors import Datatype, TensorSpec
 from edgeserve.runtimes.base import Tensor, Tensors
 from edgeserve_agent.isolation.messages import Failure, encode
@@ -188,17 +189,25 @@ class WorkerGoneError(DeviceError):
         """Whether it had the call."""
 
 
+class WorkerHangsError(DeviceError):
+    """The worker process does not answer."""
+
+
 class Lane:
     """One call at a time: the serving process's end.
 
     Args:
         wire: SOCK_SEQPACKET, so that a message is one packet; the lane closes it.
         region: Shared with the worker; the lane closes it.
+        call_s: Seconds that the worker has for an answer.
     """
 
-    def __init__(self, wire: socket.socket, region: Region) -> None:
+    def __init__(self, wire: socket.socket, region: Region, *, call_s: float = ISOLATION_CALL_S) -> None:
         self.in_step = True
         """Whether no answer is outstanding, so that the next call gets its own."""
+        # Not `settimeout`, with which Python asks the kernel twice for each message.
+        wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(call_s))
+        self._call_s = call_s
         self._wire = wire
         self._region = region
         self._inputs = TensorWriter(region, ())
@@ -220,6 +229,7 @@ class Lane:
 
         Raises:
             WorkerGoneError: The worker ended before it answered.
+            WorkerHangsError: It did not answer in time.
             EdgeServeError: What the model raised.
         """
         message = self._inputs.write(inputs, 0)
@@ -230,6 +240,8 @@ class Lane:
             raise WorkerGoneError(begun=False) from error
         try:
             answer = self._wire.recv(ISOLATION_MESSAGE_BYTES)
+        except BlockingIOError as error:
+            raise WorkerHangsError(f"the worker process did not answer within {self._call_s:g} s") from error
         except OSError as error:  # ECONNRESET: it left the message unread
             raise WorkerGoneError(begun=False) from error
         if not answer:
@@ -255,3 +267,9 @@ class Lane:
             return _FAILURE_DECODER.decode(answer)
         except msgspec.DecodeError as error:
             raise DeviceError(f"the worker process answered nonsense: {error}") from error
+
+
+def _timeval(seconds: float) -> bytes:
+    """`struct timeval`; zero would be no limit."""
+    whole, part = divmod(max(1, round(seconds * 1e6)), 1_000_000)
+    return struct.pack("@ll", whole, part)

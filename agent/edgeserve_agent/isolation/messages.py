@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final, TypeVar
 
 import msgspec
@@ -29,7 +30,22 @@ _ERRORS: Final = {
         errors.MissingLibraryError,
     )
 }
-_ENCODER: Final = msgspec.msgpack.Encoder()
+
+
+def _text_of(value: object) -> str:
+    if isinstance(value, Path):
+        return str(value)
+    raise NotImplementedError(f"no message holds a {type(value).__name__}")
+
+
+def from_text(kind: type, text: str) -> object:
+    """Decoding hook: a path travels as text."""
+    if issubclass(kind, Path):
+        return kind(text)
+    raise NotImplementedError(f"no message holds a {kind.__name__}")
+
+
+_ENCODER: Final = msgspec.msgpack.Encoder(enc_hook=_text_of)
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True, tag="failure"):
@@ -70,6 +86,8 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag="loaded"):
 
     signature: Signature
     executing_device: str
+    fallback: str = ""
+    placement: dict[str, int] = {}
 
 
 class Warm(msgspec.Struct, frozen=True, kw_only=True, tag="warm"):

@@ -13,12 +13,13 @@ from edgeserve.contracts.errors import DeviceError, EdgeServeError, TransientErr
 from edgeserve.contracts.limits import ISOLATION_CLOSE_S, ISOLATION_LAST_WORD_S, SERVING_LOAD_S
 from edgeserve.runtimes.base import Tensor, Tensors
 from edgeserve.runtimes.checks import check_inputs
-from edgeserve_agent.isolation.channel import WorkerGoneError
+from edgeserve_agent.isolation.channel import WorkerGoneError, WorkerHangsError
 from edgeserve_agent.isolation.forkserver import ForkServer
 from edgeserve_agent.isolation.lifecycle import EventKind, Lifecycle, RestartPolicy, State, step
 from edgeserve_agent.isolation.memory import ProcessMemory, process_memory
 from edgeserve_agent.isolation.messages import Loaded, LoadOrder
 from edgeserve_agent.isolation.process import WorkerProcess
+from edgeserve_agent.isolation.source import ModelFiles
 
 _LOG: Final = logging.getLogger(__name__)
 _MEMORY_HINT: Final = "SIGKILL is also how the kernel ends what takes too much memory: look at its log"
@@ -27,11 +28,12 @@ _MEMORY_HINT: Final = "SIGKILL is also how the kernel ends what takes too much m
 class IsolatedModel:
     """Implements `edgeserve.runtimes.base.LoadedModel`.
 
-    A call waits for a free lane, and for the answer without a limit of time: it never belongs on an event loop.
+    A call waits for a free lane and for the answer: it never belongs on an event loop.
 
     Args:
         server: Forks the workers.
         order: What they load.
+        files: What it is loaded from; one that is started again loads the same, or nothing.
         policy: When one that crashed is followed by another.
 
     Raises:
@@ -39,9 +41,12 @@ class IsolatedModel:
         DeviceError: The worker crashed or hung while loading.
     """
 
-    def __init__(self, server: ForkServer, order: LoadOrder, policy: RestartPolicy | None = None) -> None:
+    def __init__(
+        self, server: ForkServer, order: LoadOrder, files: ModelFiles, policy: RestartPolicy | None = None
+    ) -> None:
         self._server = server
         self._order = order
+        self._files = files
         self._policy = policy or RestartPolicy()
         self._name = Path(order.path).name
         self._lock = threading.Lock()
@@ -55,6 +60,8 @@ class IsolatedModel:
         worker, loaded = self._start()
         self.signature = loaded.signature
         self.executing_device = loaded.executing_device
+        self.fallback = loaded.fallback
+        self.placement: Mapping[str, int] = loaded.placement
         self._serve_from(worker)
         self._watcher = threading.Thread(target=self._watch, args=(worker,), name=f"watch-{self._name}", daemon=True)
         self._watcher.start()
@@ -91,7 +98,8 @@ class IsolatedModel:
         Raises:
             InputError: As there.
             TransientError: The worker is being started again.
-            DeviceError: The model raised it, the worker ended during this call, it crashed too often, or was closed.
+            DeviceError: The model raised it, the worker ended or hung during this call, it crashed too often, or was
+                closed.
         """
         worker = self._worker
         if worker is None:
@@ -105,6 +113,9 @@ class IsolatedModel:
         except WorkerGoneError as gone:
             worker.kill()  # one that lost its lane alone is of no use; how one ended that is gone stays as it was
             raise self._gone(worker, begun=gone.begun) from gone
+        except WorkerHangsError as hangs:
+            worker.kill(f"did not answer within {self._order.isolation.call_s:g} s and was ended")
+            raise self._gone(worker, begun=True) from hangs
         finally:
             worker.release(lane)
 
@@ -136,8 +147,7 @@ class IsolatedModel:
             worker.wait()
             with self._lock:
                 self._worker = None
-            how = worker.finish()
-            self._ended(how)
+            worker.finish(told=self._ended)
             worker = self._next()
 
     def _next(self) -> WorkerProcess | None:
@@ -151,13 +161,17 @@ class IsolatedModel:
             try:
                 worker, loaded = self._start()
             except EdgeServeError as error:
-                self._ended(f"could not be started again: {error.message}")
+                self._ended(f"could not be started again: {self._files.change() or error.message}")
                 continue
-            if loaded.signature == self.signature and self._serve_from(worker):
+            # Once it is loaded: before, a file could still change.
+            change = self._files.change()
+            if not change and loaded.signature != self.signature:
+                change = f"{self._name} is another model for the runtime by now"
+            if not change and self._serve_from(worker):
                 _LOG.warning("%s is served again, by process %d", self._name, worker.pid)
                 return worker
             worker.finish()
-            self._ended(f"could not be started again: {self._name} is another model by now")
+            self._ended(f"could not be started again: {change}")
         return None
 
     def _start(self) -> tuple[WorkerProcess, Loaded]:
@@ -206,7 +220,9 @@ class IsolatedModel:
             return self._unavailable()
         if self._closing.is_set():
             return DeviceError("the model was closed while it computed")
-        hint = _MEMORY_HINT if worker.how.endswith("SIGKILL") else "the input of this call may have crashed the runtime"
+        hint = "the input of this call, or of one beside it, may be what the runtime cannot take"
+        if worker.how.endswith("SIGKILL"):
+            hint = _MEMORY_HINT
         return DeviceError(f"the worker process of {self._name} {worker.how or 'ended'} during this call", hint=hint)
 
     def _unavailable(self) -> EdgeServeError:

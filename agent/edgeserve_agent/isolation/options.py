@@ -8,7 +8,7 @@ import sys
 import msgspec
 
 from edgeserve.contracts.errors import DeviceError, InputError
-from edgeserve.contracts.limits import MAX_ISOLATED_CALLS
+from edgeserve.contracts.limits import ISOLATION_CALL_S, MAX_ISOLATED_CALLS
 
 
 class IsolationOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -16,6 +16,8 @@ class IsolationOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     calls: int = 1
     """Calls that the worker computes at once; threads inside one call are the runtime's (`RuntimeOptions.threads`)."""
+    call_s: float = ISOLATION_CALL_S
+    """A worker that does not answer a call for so many seconds is ended, and started again as after a crash."""
     memory_limit_bytes: int = 0
     """RLIMIT_DATA of the worker: its private writable memory, interpreter and runtime (about 60 MB) included;
     0 = no limit. What goes beyond it is an error of that call or load."""
@@ -26,6 +28,10 @@ class IsolationOptions(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not 1 <= self.calls <= MAX_ISOLATED_CALLS:
             raise InputError(f"isolation: calls is {self.calls}, it must be 1 to {MAX_ISOLATED_CALLS}")
+        if not 0 < self.call_s <= ISOLATION_CALL_S:
+            raise InputError(
+                f"isolation: call_s is {self.call_s:g}, it must be above 0 and at most {ISOLATION_CALL_S:g}"
+            )
         if self.memory_limit_bytes < 0:
             raise InputError("isolation: memory_limit_bytes must not be negative", hint="0 = no limit")
         if not 0 <= self.oom_score_adj <= 1000:

@@ -10,7 +10,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -34,6 +34,8 @@ class WorkerProcess:
         """Set when it is gone and `how` is known."""
         self.how = ""
         """How it ended, in words."""
+        self._why = ""
+        """... as whoever killed it says."""
         self._server = server
         self._child = child
         self._idle = list(lanes)
@@ -64,7 +66,7 @@ class WorkerProcess:
                 given.append(theirs.detach())
                 region = Region.create()
                 given.append(os.dup(region.descriptor))
-                lanes.append(Lane(ours, region))
+                lanes.append(Lane(ours, region, call_s=order.isolation.call_s))
             return cls(server, server.fork(order, given), lanes, reading)
         except BaseException as error:
             for lane in lanes:
@@ -122,10 +124,15 @@ class WorkerProcess:
         if self.ended.is_set():
             self._drain()
 
-    def kill(self) -> None:
-        """End the process at once; nothing happens when it is gone."""
+    def kill(self, why: str = "") -> None:
+        """End the process at once; nothing happens when it is gone.
+
+        Args:
+            why: Said of its end, instead of the signal.
+        """
         with self._kill_lock, contextlib.suppress(ProcessLookupError):
             if not self._gone:
+                self._why = self._why or why
                 signal.pidfd_send_signal(self._child.pidfd, signal.SIGKILL)
 
     def wait(self) -> None:
@@ -134,15 +141,19 @@ class WorkerProcess:
         poll.register(self._child.pidfd, select.POLLIN)
         poll.poll()
 
-    def finish(self) -> str:
+    def finish(self, told: Callable[[str], None] | None = None) -> str:
         """See to it that the process is gone and let go of all that belonged to it; its owner does so, once.
+
+        Args:
+            told: Is told how it ended, before those who wait for `ended`.
 
         Returns:
             How it ended.
         """
         self.kill()
         self.wait()
-        self.how = self._server.reap(self._child)
+        reaped = self._server.reap(self._child)
+        self.how = self._why or reaped
         with self._kill_lock:
             self._gone = True
             os.close(self._child.pidfd)
@@ -150,6 +161,8 @@ class WorkerProcess:
             os.close(self._answer)
         for lane in self._idle:
             lane.close()
+        if told is not None:
+            told(self.how)
         self.ended.set()
         self._drain()
         return self.how

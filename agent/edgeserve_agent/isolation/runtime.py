@@ -10,6 +10,7 @@ from edgeserve_agent.isolation.lifecycle import RestartPolicy
 from edgeserve_agent.isolation.messages import LoadOrder
 from edgeserve_agent.isolation.model import IsolatedModel
 from edgeserve_agent.isolation.options import IsolationOptions, require_support
+from edgeserve_agent.isolation.source import ModelFiles
 
 
 class IsolatedRuntime:
@@ -18,6 +19,7 @@ class IsolatedRuntime:
     Args:
         inner_name: Of the runtime, as registered in the entry-point group `edgeserve.runtimes`.
         isolation: Calls at once, limits.
+        folder: Has nothing but what belongs to the model that will be loaded; see `ModelFiles`.
         server: Forks the workers; the process's own one without it.
         policy: When a worker that crashed is followed by another.
     """
@@ -27,11 +29,13 @@ class IsolatedRuntime:
         inner_name: str,
         *,
         isolation: IsolationOptions | None = None,
+        folder: Path | None = None,
         server: ForkServer | None = None,
         policy: RestartPolicy | None = None,
     ) -> None:
         self.name = inner_name
         self._isolation = isolation or IsolationOptions()
+        self._folder = folder
         self._server = server
         self._policy = policy
 
@@ -52,7 +56,8 @@ class IsolatedRuntime:
             DeviceError: The process crashed while loading, or this system cannot isolate.
         """
         order = LoadOrder(runtime=self.name, path=str(path.absolute()), options=options, isolation=self._isolation)
-        return IsolatedModel(self._forks(), order, self._policy)
+        forks = self._forks()
+        return IsolatedModel(forks, order, ModelFiles(Path(order.path), self._folder), self._policy)
 
     def _forks(self) -> ForkServer:
         require_support()

@@ -40,7 +40,12 @@ def serve(order: LoadOrder, runtime: Runtime, descriptors: Sequence[int], *, par
     lanes = [(socket.socket(fileno=wire), Region(memory)) for wire, memory in zip(rest[::2], rest[1::2], strict=True)]
     try:
         model = runtime.load(Path(order.path), order.options)
-        answer: Loaded | Failure = Loaded(signature=model.signature, executing_device=model.executing_device)
+        answer: Loaded | Failure = Loaded(
+            signature=model.signature,
+            executing_device=model.executing_device,
+            fallback=model.fallback,
+            placement=dict(model.placement),
+        )
     except Exception as error:  # noqa: BLE001 - whatever it is, the serving process is to hear of it
         answer = Failure.of(error)
     with open(pipe, "wb") as file:  # noqa: PTH123 - a descriptor has no path

@@ -34,12 +34,13 @@ from edgeserve_agent.isolation.messages import (
     Warm,
     Warmed,
     encode,
+    from_text,
 )
 
 _CRASHED: Final = 70
 """Exit code of a worker that ended with an exception: EX_SOFTWARE of sysexits.h."""
 _MAX_DESCRIPTORS: Final = 1 + 2 * MAX_ISOLATED_CALLS
-_DECODER: Final = msgspec.msgpack.Decoder(Order)
+_DECODER: Final = msgspec.msgpack.Decoder(Order, dec_hook=from_text)
 
 
 def main(control: socket.socket) -> None:

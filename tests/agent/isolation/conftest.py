@@ -45,11 +45,17 @@ def load_trouble(trouble_installed: None, server: ForkServer, tmp_path: Path) ->
     """Loads models of the runtime `trouble`; closes them afterwards."""
     models: list[IsolatedModel] = []
 
-    def load(on_load: str = "", *, policy: RestartPolicy | None = None, **isolation: int) -> IsolatedModel:
-        path = tmp_path / "model.trouble"
+    def load(
+        on_load: str = "", *, policy: RestartPolicy | None = None, folder: Path | None = None, **isolation: float
+    ) -> IsolatedModel:
+        path = (folder or tmp_path) / "model.trouble"
         path.write_text(on_load)
         runtime = IsolatedRuntime(
-            "trouble", isolation=IsolationOptions(**isolation), server=server, policy=policy or RestartPolicy()
+            "trouble",
+            isolation=IsolationOptions(**isolation),
+            folder=folder,
+            server=server,
+            policy=policy or RestartPolicy(),
         )
         model = runtime.load(path, RuntimeOptions())
         models.append(model)

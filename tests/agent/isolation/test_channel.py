@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 from edgeserve.contracts.errors import DeviceError, EdgeServeError, InputError
 from edgeserve.contracts.limits import ISOLATION_REGION_BYTES
 from edgeserve.contracts.tensors import Datatype, Signature, TensorSpec
-from edgeserve.runtimes.base import Tensor, Tensors
+from edgeserve.runtimes.base import ONE_DEVICE, Tensor, Tensors
 from edgeserve_agent.isolation import worker
 from edgeserve_agent.isolation.channel import Lane, Shapes, TensorReader, TensorWriter, WorkerGoneError
 from edgeserve_agent.isolation.messages import Failure, encode
@@ -159,6 +159,8 @@ class WorkerEnd:
     def __init__(self, compute: Callable[[Mapping[str, Tensor]], Tensors], signature: Signature) -> None:
         self.signature = signature
         self.executing_device = "simulator"
+        self.fallback = ""
+        self.placement = ONE_DEVICE
         self.run = compute
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         region = Region.create()

@@ -14,6 +14,7 @@ import pytest
 from edgeserve.contracts.errors import DeviceError, EdgeServeError, InputError, TransientError
 from edgeserve_agent.isolation import model as isolated_model
 from edgeserve_agent.isolation.lifecycle import RestartPolicy, State
+from edgeserve_agent.isolation.options import IsolationOptions
 from tests.agent.isolation.processes import DEADLINE_S, is_alive, until
 
 SOON = RestartPolicy(first_s=0.01, longest_s=0.01)
@@ -123,13 +124,63 @@ def test_a_model_that_crashes_too_often_stays_down_and_says_so(load_trouble, ask
 
 
 def test_a_model_that_cannot_be_loaded_again_spends_its_budget(load_trouble, ask, tmp_path: Path) -> None:
-    model = load_trouble(policy=RestartPolicy(first_s=0.01, crashes=2, window_s=600))
-    (tmp_path / "model.trouble").write_text("fail")
+    model = load_trouble(f"fail-if {tmp_path / 'broken'}", policy=RestartPolicy(first_s=0.01, crashes=2, window_s=600))
+    (tmp_path / "broken").touch()
     with pytest.raises(DeviceError):
         ask(model, "crash")
     until(lambda: model.state is State.FAILED)
     with pytest.raises(DeviceError, match="could not be started again: this device fails"):
         ask(model, "echo hello")
+
+
+def test_a_worker_that_hangs_is_ended_and_replaced_and_every_call_is_told(load_trouble, ask, tmp_path: Path) -> None:
+    model = load_trouble(policy=SOON, calls=2, call_s=0.3)
+    first = model.pid
+    with ThreadPoolExecutor(4) as pool:
+        hanging = pool.submit(ask, model, "hang")
+        under_way = pool.submit(ask, model, f"wait {tmp_path / 'begun'} {tmp_path / 'never'}")
+        until((tmp_path / "begun").exists)
+        waiting = [pool.submit(ask, model, "echo hello") for _ in range(2)]
+        for call in (hanging, under_way):
+            with pytest.raises(
+                DeviceError, match=r"did not answer within 0\.3 s and was ended during this call"
+            ) as raised:
+                call.result(DEADLINE_S)
+            assert "input of this call" in raised.value.hint
+        for call in waiting:
+            with pytest.raises(TransientError, match=r"being started again: its worker process did not answer within"):
+                call.result(DEADLINE_S)
+    until(lambda: answered(ask, model))
+    assert (model.state, model.crashes) == (State.SERVING, 1)
+    assert model.last_end == "did not answer within 0.3 s and was ended"
+    assert not is_alive(first)
+
+
+def test_a_model_that_hangs_again_and_again_stays_down(load_trouble, ask) -> None:
+    model = load_trouble(policy=RestartPolicy(first_s=0.01, crashes=1, window_s=600), call_s=0.2)
+    for _ in range(2):
+        until(lambda: answered(ask, model))
+        with pytest.raises(DeviceError, match="did not answer"):
+            ask(model, "hang")
+    until(lambda: model.state is State.FAILED)
+    with pytest.raises(DeviceError, match=r"crashed 2 times within 600 s; the last one did not answer within 0\.2 s"):
+        ask(model, "echo hello")
+
+
+def test_a_call_is_told_of_a_crash_that_is_counted(load_trouble, ask) -> None:
+    """Whoever warms a model up asks after a call that failed whether its worker lives."""
+    for _ in range(5):
+        model = load_trouble(policy=NEVER)
+        with pytest.raises(DeviceError):
+            ask(model, "crash")
+        assert model.crashes == 1
+        model.close()
+
+
+@pytest.mark.parametrize("call_s", [0, -1, float("nan"), float("inf")])
+def test_a_time_limit_that_is_none_is_refused(call_s: float) -> None:
+    with pytest.raises(InputError, match="call_s"):
+        IsolationOptions(call_s=call_s)
 
 
 @pytest.mark.parametrize("order", ["crash", "exit 0"])
@@ -189,10 +240,11 @@ def test_a_worker_that_hangs_is_ended_by_close(load_trouble, ask, monkeypatch) -
 
 @pytest.mark.parametrize("when", ["back-off", "loading again"])
 def test_a_model_that_is_down_can_be_closed(load_trouble, ask, server, tmp_path: Path, when: str) -> None:
-    model = load_trouble(policy=NEVER if when == "back-off" else SOON)
-    begun = tmp_path / "begun"
-    if when == "loading again":
-        (tmp_path / "model.trouble").write_text(f"wait {begun} {tmp_path / 'never'}")
+    begun, go = tmp_path / "begun", tmp_path / "go"
+    go.touch()
+    model = load_trouble(f"wait {begun} {go}", policy=NEVER if when == "back-off" else SOON)
+    begun.unlink()
+    go.unlink()
     os.kill(model.pid, signal.SIGKILL)
     until(lambda: model.state is State.WAITING if when == "back-off" else begun.exists())
     model.close()

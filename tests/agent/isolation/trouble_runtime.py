@@ -14,6 +14,7 @@ import numpy as np
 
 from edgeserve.contracts.errors import DeviceError, InputError
 from edgeserve.contracts.tensors import Datatype, Signature, TensorSpec
+from edgeserve.runtimes.base import ONE_DEVICE
 from edgeserve.runtimes.checks import check_inputs
 
 SIGNATURE = Signature(
@@ -34,6 +35,8 @@ class TroubleRuntime:
 
 class TroubleModel:
     executing_device = "trouble"
+    fallback = ""
+    placement = ONE_DEVICE
     signature = SIGNATURE
 
     def __init__(self, words):
@@ -75,6 +78,10 @@ def obey(verb, *words):
         case "meet":  # ends only when as many calls as it says are under way at once
             MEETING.setdefault(int(words[0]), threading.Barrier(int(words[0]))).wait(10)
             return b"met"
+        case "fail-if":  # a path that is there
+            if Path(words[0]).exists():
+                raise DeviceError("this device fails", hint="mend it")
+            return b"well"
         case "wait":
             touched, wanted = map(Path, words)
             touched.touch()

@@ -6,6 +6,7 @@ import pytest
 
 from edgeserve.contracts.limits import GIB
 from edgeserve.doctor.findings import Environment, Requirement, Verdict, examine, is_broken, version_key
+from edgeserve.runtimes.advice import Machine
 
 HEALTHY = Environment(
     python=(3, 11, 7),
@@ -207,3 +208,42 @@ def test_a_package_for_other_platforms_is_not_missed() -> None:
 )
 def test_versions_compare_by_their_numbers(version: str, key: tuple[int, ...]) -> None:
     assert version_key(version) == key
+
+
+JETSON = Machine(architecture="arm64", tegra=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "subject", "do"),
+    [
+        ({"runtimes": {"openvino": False}}, "runtime openvino", "pip install openvino"),
+        ({"runtimes": {"tensorrt": False}, "machine": JETSON}, "runtime tensorrt", "python3-libnvinfer"),
+        ({"runtimes": {"onnxruntime": True}, "nvidia_driver": True}, "runtime onnxruntime", "onnxruntime-gpu"),
+        (
+            {"runtimes": {"onnxruntime": True}, "nvidia_driver": True, "machine": JETSON},
+            "runtime onnxruntime",
+            "NVIDIA's Jetson package index",
+        ),
+    ],
+    ids=["openvino on a PC", "tensorrt on a Jetson", "a GPU in a PC", "the GPU of a Jetson"],
+)
+def test_a_runtime_or_provider_that_is_missing_names_its_package(change: dict, subject: str, do: str) -> None:
+    findings = examine(dataclasses.replace(HEALTHY, **change))
+    (found,) = [finding for finding in findings if finding.subject == subject]
+    assert found.verdict is Verdict.ABSENT
+    assert do in found.hint
+    assert not is_broken(findings)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"runtimes": {"onnxruntime": True, "openvino": True, "null": True, "stranger": False}},
+        {"runtimes": {"onnxruntime": True}, "nvidia_driver": True, "providers": ("cuda", "tensorrt")},
+        {"runtimes": {"onnxruntime": True}, "nvidia_driver": False},
+    ],
+    ids=["all there", "a GPU that can be used", "no GPU"],
+)
+def test_what_is_there_or_a_strangers_gets_no_advice(change: dict) -> None:
+    findings = examine(dataclasses.replace(HEALTHY, **change))
+    assert [finding.subject for finding in findings if finding.subject.startswith("runtime ")] == []

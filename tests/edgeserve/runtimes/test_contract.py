@@ -37,7 +37,7 @@ def row_sums(inputs: Tensors) -> Tensors:
 def onnx_case(folder: Path, batch: int) -> RuntimeCase:
     path = save(conv_net(batch="batch" if batch == -1 else batch), folder / "model.onnx")
     return RuntimeCase(
-        runtime=OnnxRuntime(), path=path, signature=signature(batch), answers=by_reference, absent_device="TPU"
+        runtime=OnnxRuntime(), path=path, signature=signature(batch), answers=by_reference, absent_device="ACL"
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from edgeserve.contracts.errors import DeviceError, InputError
 from edgeserve.contracts.tensors import Datatype, Signature, TensorSpec
-from edgeserve.runtimes.base import Tensor, Tensors
+from edgeserve.runtimes.base import ONE_DEVICE, Tensor, Tensors
 from edgeserve.runtimes.rows import run_rows, run_sequences, run_task, unroll
 
 
@@ -16,6 +16,8 @@ class Doubling:
     """Doubles `x`; remembers how many rows each call had."""
 
     executing_device = "CPU"
+    fallback = ""
+    placement = ONE_DEVICE
 
     def __init__(self, batch: int, *, lost: int = 0) -> None:
         spec = TensorSpec(name="x", datatype=Datatype.FP32, shape=(batch, 2))
@@ -65,6 +67,8 @@ class Counting:
     """Adds what it is fed to its state, whose batch axis is in the middle; remembers what each call was fed."""
 
     executing_device = "CPU"
+    fallback = ""
+    placement = ONE_DEVICE
     signature = Signature(
         inputs=(
             TensorSpec(name="x", datatype=Datatype.FP32, shape=(-1, 2)),
