@@ -36,7 +36,8 @@ class Call:
         served: What is to answer.
         inputs: By name.
         done: Gets the outputs, or the error (an `InputError` is the client's mistake, any other the server's
-            failure), once, at once or later, on the event loop.
+            failure), once, at once or later, on the event loop. When it raises, it has answered nothing: it gets an
+            error then, in place of what it could not write.
         id: Of the request; empty = none.
     """
 

@@ -1,6 +1,16 @@
 """Which releases are loaded, by which names they are found, and the changing of it. It knows no protocol.
 
-All methods run on the event loop; only loading and closing run on a thread.
+All methods run on the event loop; only loading and closing run on a thread, one after the other, in the order in which
+they were asked for. What becomes of a release when it is asked for twice:
+
+    asked for   absent     being loaded                   being prepared                 loaded
+    load        loads      waits for that load            loads, too                     nothing
+    prepare     prepares   prepares, too                  prepares, too                  prepares
+    put         lets in    lets in, and the load ends     lets in                        takes its place
+                           with that, too
+    unload      nothing    the load fails at once         the preparing fails at once    drops it
+
+Whatever was opened and is not let in is closed. `close` unloads everything; what is put after it is dropped.
 """
 
 from __future__ import annotations
@@ -9,20 +19,17 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Final
 
-from edgeserve.contracts.errors import DeviceError, EdgeServeError, NotFoundError, TransientError
+from edgeserve.contracts.errors import DeviceError, NotFoundError, TransientError
 from edgeserve.contracts.limits import MAX_KEPT_COUNTERS
 from edgeserve.contracts.names import label_name
-from edgeserve.runtimes.base import LoadedModel
 from edgeserve_agent.serving.counters import Counters
-from edgeserve_agent.serving.heap import settle
-from edgeserve_agent.serving.opened import Opened, Warm, warm_up
+from edgeserve_agent.serving.loader import Loader, Loading
+from edgeserve_agent.serving.opened import Opened, Warm
 from edgeserve_agent.serving.scheduling.base import Finish
 from edgeserve_agent.serving.scheduling.build import SchedulerBuilder
 from edgeserve_agent.serving.served import Identity, ServedRelease
-from edgeserve_agent.serving.workers import Outcome, Workers
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -59,17 +66,18 @@ class Catalog:
     ) -> None:
         self._loop = loop
         self.schedulers = SchedulerBuilder(loop, instances=workers, finish=finish, resources=resources)
-        self._loader = Workers(loop, threads=1, name="load")
+        self._loader = Loader(loop, self._release)
         self._loaded: dict[tuple[str, str], ServedRelease] = {}
-        self._loading: dict[tuple[str, str], asyncio.Future[ServedRelease]] = {}
+        self._undecided: set[ServedRelease] = set()
+        """Prepared, and neither put nor discarded."""
         self._active: dict[str, ServedRelease] = {}
         self._labels: dict[tuple[str, str], str] = {}
         """(model, label) -> release; one that is not loaded stands for nothing until it is."""
         self._expected: dict[str, str] = {}
         """Models that this server should serve -> why one is not ready."""
-        self._loading_names: dict[tuple[str, str], str] = {}
         self._retiring: list[ServedRelease] = []
         self._counters: dict[tuple[str, str], Counters] = {}
+        self._closing = False
 
     # What is served ----------------------------------------------------------------------------
 
@@ -127,7 +135,7 @@ class Catalog:
             for served in reversed(loaded):
                 if version == str(served.number):
                     return served
-        if active is None and (loaded or model in self._expected or self._is_loading(model)):
+        if active is None and (loaded or model in self._expected or self._loader.wanted(model)):
             raise TransientError(f"model {model!r} is not ready: {self._expected.get(model, 'nothing is active')}")
         if active is not None or loaded:
             known = ", ".join(served.identity.version for served in loaded)
@@ -173,7 +181,10 @@ class Catalog:
             State(model=served.identity.model, version=served.identity.version, state="READY")
             for served in self._loaded.values()
         ]
-        found += [State(model=model, version=version, state="LOADING") for model, version in self._loading_versions()]
+        found += [
+            State(model=model, version=version, state="LOADING")
+            for model, version in {(one.identity.model, one.identity.version) for one in self._loader.wanted()}
+        ]
         shown = {state.model for state in found}
         found += [
             State(model=model, version="", state="UNAVAILABLE", reason=reason)
@@ -186,12 +197,6 @@ class Catalog:
         ]
         return sorted(found, key=lambda state: (state.model, state.version))
 
-    def _loading_versions(self) -> list[tuple[str, str]]:
-        return [(model, self._loading_names[model, release]) for model, release in self._loading]
-
-    def _is_loading(self, model: str) -> bool:
-        return any(name == model for name, _ in self._loading)
-
     def loaded(self, model: str) -> list[ServedRelease]:
         """Loaded releases of `model`, oldest first."""
         return [served for (name, _), served in self._loaded.items() if name == model]
@@ -201,35 +206,39 @@ class Catalog:
     async def load(self, identity: Identity, opener: Callable[[], Opened]) -> None:
         """Open and warm up a release beside what answers. One that is loaded or loading already is no error.
 
+        It goes on when whoever asked has gone.
+
         Raises:
-            EdgeServeError: It could not be opened or does not run; nothing changed.
+            EdgeServeError: It could not be opened or does not run, or was unloaded meanwhile; nothing changed.
         """
-        key = (identity.model, identity.release)
-        if key in self._loaded:
+        model, release = identity.model, identity.release
+        if (model, release) in self._loaded:
             return
-        under_way = self._loading.get(key) or self._begin(identity, opener, put=True)
-        await asyncio.shield(under_way)
+        under_way = next((one for one in self._loader.wanted(model, release) if one.put), None)
+        await asyncio.shield((under_way or self._begin(identity, opener, put=True)).future)
 
     async def prepare(self, identity: Identity, opener: Callable[[], Opened]) -> ServedRelease:
         """Open and warm up a release that nobody can ask for yet, beside one of the same name if there is one.
 
-        `put` lets it in, `discard` drops it.
+        `put` lets it in, `discard` drops it. When whoever asked has gone, it is dropped.
 
         Raises:
-            EdgeServeError: It could not be opened or does not run; nothing changed.
+            EdgeServeError: It could not be opened or does not run, or was unloaded meanwhile; nothing changed.
         """
-        key = (identity.model, identity.release)
-        while (under_way := self._loading.get(key)) is not None:
-            await asyncio.wait([under_way])
-        future = self._begin(identity, opener, put=False)
+        preparing = self._begin(identity, opener, put=False).future
         try:
-            return await future
-        finally:
-            if future.cancelled() and self._loading.get(key) is future:
-                del self._loading[key]
+            return await preparing
+        except asyncio.CancelledError:
+            if not preparing.cancelled() and preparing.exception() is None:  # ready in the same moment
+                self.discard(preparing.result())
+            raise
 
     def put(self, served: ServedRelease) -> None:
         """Let a prepared release in; it takes over what one of the same name was. Requests in flight finish on that."""
+        self._undecided.discard(served)
+        if self._closing:
+            self._retire(served)
+            return
         model = served.identity.model
         key = (model, served.identity.release)
         before = self._loaded.get(key)
@@ -241,55 +250,30 @@ class Catalog:
 
     def discard(self, served: ServedRelease) -> None:
         """Drop a prepared release that was not let in."""
+        self._undecided.discard(served)
         self._retire(served)
 
-    def _begin(self, identity: Identity, opener: Callable[[], Opened], *, put: bool) -> asyncio.Future[ServedRelease]:
-        key = (identity.model, identity.release)
-        self._loading_names[key] = identity.version
-        future = self._loading[key] = self._loop.create_future()
-        # An error that no one waits for any more is logged, not raised.
-        future.add_done_callback(lambda future: future.cancelled() or future.exception())
-        self._loader.submit(partial(_warm, opener), partial(self._opened, identity, future, put))
-        return future
+    def _begin(self, identity: Identity, opener: Callable[[], Opened], *, put: bool) -> Loading:
+        if self._closing:
+            raise DeviceError("the server is stopping")
+        return self._loader.begin(identity, opener, put=put)
 
-    def _opened(
-        self, identity: Identity, future: asyncio.Future[ServedRelease], put: bool, outcome: Outcome[Warm]
-    ) -> None:
-        key = (identity.model, identity.release)
-        wanted = self._loading.get(key) is future
-        if wanted:
-            del self._loading[key]
+    def _release(self, loading: Loading, warm: Warm) -> ServedRelease:
+        identity, model = loading.identity, warm.opened.model
+        loaded = self._loaded.get((identity.model, identity.release))
+        if loading.put and loaded is not None:  # it was put meanwhile
+            self._loader.close_model(model)
+            return loaded
+        if warm.opened.variant:
+            identity = replace(identity, variant=warm.opened.variant)
+        served = ServedRelease(identity, warm, self._counters_of(identity))
+        served.scheduler = self.schedulers.build(served)
+        self._undecided.add(served)
+        if loading.put:
+            self.put(served)
         name = f"{identity.model} {identity.version}"
-        if future.cancelled():
-            if not isinstance(outcome, Exception):
-                self._loader.submit(partial(_close, outcome.opened.model), _log_failure)
-            return
-        if isinstance(outcome, EdgeServeError):
-            future.set_exception(outcome)
-            return
-        if isinstance(outcome, Exception):
-            _LOG.error("loading %s failed", name, exc_info=outcome)
-            future.set_exception(DeviceError(f"loading {name} failed: {outcome}"))
-            return
-        model = outcome.opened.model
-        if outcome.opened.variant:
-            identity = replace(identity, variant=outcome.opened.variant)
-        try:
-            if not wanted:
-                raise DeviceError(f"{name} was unloaded while it was being loaded")
-            served = ServedRelease(identity, outcome, self._counters_of(identity))
-            served.scheduler = self.schedulers.build(served)
-            if put:
-                self.put(served)
-        except Exception as error:  # noqa: BLE001 - whoever waits for the load must hear of it
-            self._loader.submit(partial(_close, model), _log_failure)
-            if not isinstance(error, EdgeServeError):
-                _LOG.error("loading %s failed", name, exc_info=error)
-                error = DeviceError(f"loading {name} failed: {error}")
-            future.set_exception(error)
-            return
-        future.set_result(served)
-        _LOG.info("loaded %s on %s, %.0f us a call", name, model.executing_device, outcome.call_us)
+        _LOG.info("loaded %s on %s, %.0f us a call", name, model.executing_device, warm.call_us)
+        return served
 
     def activate(self, model: str, release: str) -> None:
         """Let a loaded release answer from the next request on.
@@ -306,7 +290,7 @@ class Catalog:
 
     def unload(self, model: str, release: str) -> None:
         """Drop a release when its last request is done. What is not there is no error."""
-        self._loading.pop((model, release), None)
+        self._loader.drop(model, release)
         served = self._loaded.pop((model, release), None)
         if served is None:
             return
@@ -326,17 +310,24 @@ class Catalog:
         self._close_if_done(served)
 
     def close(self) -> None:
-        """Unload everything."""
-        for model, release in list(self._loaded):
+        """Unload everything, and load nothing any more."""
+        self._closing = True
+        loading = [(one.identity.model, one.identity.release) for one in self._loader.wanted()]
+        for model, release in {*self._loaded, *loading}:
             self.unload(model, release)
-        self._loader.close()
+        self._end_if_done()
 
     def _close_if_done(self, served: ServedRelease) -> None:
         if served.retired and not served.in_flight:
             self._retiring.remove(served)
             served.scheduler.close()
-            # Freeing a large model takes milliseconds that other requests need not wait.
-            self._loader.submit(partial(_close, served.model), _log_failure)
+            self._loader.close_model(served.model)
+            self._end_if_done()
+
+    def _end_if_done(self) -> None:
+        """End the thread that closes models when none is left that it will have to close."""
+        if self._closing and not self._retiring and not self._undecided:
+            self._loader.close()
 
     def _counters_of(self, identity: Identity) -> Counters:
         key = (identity.model, identity.release)
@@ -347,19 +338,3 @@ class Catalog:
         return self._counters.setdefault(
             key, Counters(model=identity.model, version=identity.version, release=identity.release)
         )
-
-
-def _warm(opener: Callable[[], Opened]) -> Warm:
-    warm = warm_up(opener())
-    settle()
-    return warm
-
-
-def _close(model: LoadedModel) -> None:
-    model.close()
-    settle()
-
-
-def _log_failure(outcome: Outcome[None]) -> None:
-    if isinstance(outcome, Exception):
-        _LOG.error("closing a model failed", exc_info=outcome)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -26,7 +27,8 @@ def find_config(folder: Path) -> ModelConfig:
         InputError: There are several, or the one is not valid; names file and field.
         MissingLibraryError: It is a `config.pbtxt` and protobuf is not installed.
     """
-    found = [name for name in CONFIG_FILES if (folder / name).exists()]
+    # `Path.exists` raises for a folder that may not be looked into.
+    found = [name for name in CONFIG_FILES if os.path.exists(folder / name)]  # noqa: PTH110
     if len(found) > 1:
         raise InputError(f"{folder} has {' and '.join(found)}", hint="keep one of them")
     return read_config(folder / found[0]) if found else ModelConfig()

@@ -68,8 +68,9 @@ class DataPlane(Catalog):
             self._not_taken(call, error)
 
     def _not_taken(self, call: Call, error: Exception) -> None:
+        call.cancelled = True  # should it wait for its turn all the same
         if call.finished:
-            raise error
+            _LOG.error("the scheduler of %s failed", call.served.identity.model, exc_info=error)
         self._finish(call, error)
 
     def _finish_job(self, call: Call, outcome: Outcome[Answered]) -> None:
@@ -77,25 +78,29 @@ class DataPlane(Catalog):
         self._finish(call, outcome if isinstance(outcome, Exception) else outcome.outputs)
 
     def _finish(self, call: Call, outcome: Outcome[Tensors]) -> None:
-        served = call.served
-        counters = served.counters
+        """Count and answer a call, once. Never raises: the other calls of its batch are behind it."""
+        if call.finished:
+            return
         call.finished = True
+        served = call.served
         served.in_flight -= 1
-        answer: Tensors | EdgeServeError
-        if not isinstance(outcome, Exception):
-            counters.succeeded(call, served.rows(call.inputs) if call.inputs else 1, _now())
-            if call.id and served.classifier is not None:
-                self._ring(served.identity.model).remember(call.id, counters, served.classifier, outcome)
-            answer = outcome
-        else:
-            answer = self._failure(call, outcome, _now() - call.arrived_ns)
-        if served.retired:
-            self._close_if_done(served)
         try:
-            call.done(call, answer)
+            if not isinstance(outcome, Exception):
+                counters = served.counters
+                counters.succeeded(call, served.rows(call.inputs) if call.inputs else 1, _now())
+                if call.id and served.classifier is not None:
+                    self._ring(served.identity.model).remember(call.id, counters, served.classifier, outcome)
+                call.done(call, outcome)
+            else:
+                call.done(call, self._failure(call, outcome, _now() - call.arrived_ns))
         except Exception as error:  # noqa: BLE001 - it is logged; a client must not wait for an answer that never comes
             _LOG.exception("an answer of %s %s cannot be written", served.identity.model, served.identity.version)
-            call.done(call, DeviceError(f"the answer cannot be written: {error}"))
+            try:
+                call.done(call, DeviceError(f"the answer cannot be written: {error}"))
+            except Exception:  # noqa: BLE001 - logged, too
+                _LOG.exception("its client cannot be told, either")
+        if served.retired:
+            self._close_if_done(served)
 
     def _failure(self, call: Call, error: Exception, duration_ns: int) -> EdgeServeError:
         identity, counters = call.served.identity, call.served.counters

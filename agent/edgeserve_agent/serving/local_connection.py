@@ -245,8 +245,9 @@ class LocalConnection:
         self._plane.infer(call)
 
     def _answer(self, mapped: MappedPlan, slot: Slot, _call: Call, outcome: Tensors | EdgeServeError) -> None:
-        slot.call = None
-        self.in_flight -= 1
+        if slot.call is not None:  # else it could not be written, and this says so
+            slot.call = None
+            self.in_flight -= 1
         if self._closed:
             self._server.left(self)
             return

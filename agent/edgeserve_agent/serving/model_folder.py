@@ -45,7 +45,7 @@ _LAYOUT: Final = "oci-layout"
 
 def is_repository(folder: Path) -> bool:
     """Tell a folder of models from a release, which is a folder, too."""
-    return folder.is_dir() and not (folder / _LAYOUT).exists()
+    return _is_folder(folder) and not _is_there(folder / _LAYOUT)
 
 
 class ModelFolders:
@@ -118,8 +118,15 @@ class ModelFolders:
                 opener = partial(open_release_variant, content.path, options=options, config=config, folder=folder)
             else:
                 digest = digest_of(_files(path), salt=str(number))
-                opener = partial(open_model_file, content.path, threads=options.threads, config=config, folder=folder)
-        except EdgeServeError as error:
+                opener = partial(
+                    open_model_file,
+                    content.path,
+                    threads=options.threads,
+                    config=config,
+                    folder=folder,
+                    version=path,
+                )
+        except (EdgeServeError, OSError) as error:
             digest, opener = f"unreadable:{number}", partial(_fail, error)
         return FoundVersion(identity=identity(release=digest, variant=digest), open=opener)
 
@@ -137,7 +144,12 @@ def _is_folder(path: Path) -> bool:
     return os.path.isdir(path)  # noqa: PTH112
 
 
-def _fail(error: EdgeServeError) -> Opened:
+def _is_there(path: Path) -> bool:
+    """As `Path.exists`, with the same exceptions to be spared."""
+    return os.path.exists(path)  # noqa: PTH110
+
+
+def _fail(error: Exception) -> Opened:
     raise error
 
 
@@ -183,17 +195,17 @@ def _content(path: Path, config: ModelConfig) -> _Content:
     Raises:
         InputError: Nothing in it is a model, or it is not clear which.
     """
-    if path.suffix == ".tar" or (path / _LAYOUT).exists():
+    if path.suffix == ".tar" or _is_there(path / _LAYOUT):
         return _Content(path=path, is_release=True)
     if config.default_model_filename:
         named = path / file_name(config.default_model_filename)
-        if not named.is_file():
+        if not os.path.isfile(named):  # noqa: PTH113 - as above
             raise InputError(f"{path} has no {named.name}, which default_model_filename names")
         return _Content(path=named, is_release=False)
     names = _listed(path)
     models = [name for name in names if any(name.endswith(suffix) for suffix in RUNTIMES)]
     usual = [name for name in models if name.startswith("model.")]
-    releases = [name for name in names if name.endswith(".tar") or (path / name / _LAYOUT).exists()]
+    releases = [name for name in names if name.endswith(".tar") or _is_there(path / name / _LAYOUT)]
     candidates = usual or models or releases
     if len(candidates) != 1:
         what = f"{len(candidates)} models: {', '.join(candidates)}"[:200] if candidates else "no model"
@@ -225,12 +237,15 @@ def _beside(folder: Path) -> str:
     """What changes when a file changes that is neither a version's nor the configuration: labels, warm-up data."""
     hashed = hashlib.sha256()
     for name in _listed(folder):
-        path = folder / name
-        if name == warmup.FOLDER and path.is_dir():
-            hashed.update(_fingerprint(path).encode())
-        elif name not in (*CONFIG_FILES, *_RELEASES) and path.is_file():
-            status = path.stat()
-            hashed.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode("utf-8", "surrogateescape"))
+        if name == warmup.FOLDER:
+            hashed.update(_fingerprint(folder / name).encode())
+        elif name not in (*CONFIG_FILES, *_RELEASES):
+            try:
+                status = (folder / name).stat()
+            except OSError:
+                continue  # gone, or a link that leads nowhere
+            if stat.S_ISREG(status.st_mode):
+                hashed.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode("utf-8", "surrogateescape"))
     return hashed.hexdigest()
 
 

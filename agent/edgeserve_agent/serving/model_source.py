@@ -20,6 +20,8 @@ class OpenOptions:
     """Inside one call; 0 = the runtime decides."""
     scratch: Path
     """A folder, there or not, that lives as long as the models: variants of releases are unpacked into it."""
+    cache: Path | None = None
+    """Keeps what is built of models on this device (engines); None = it is built for each load."""
 
 
 @dataclass(frozen=True, kw_only=True)

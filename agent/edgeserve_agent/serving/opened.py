@@ -57,7 +57,9 @@ class Warm:
     """Elements of its inputs in that call."""
 
 
-def open_variant(folder: Path, *, simulate: bool, threads: int, config: ModelConfig | None = None) -> Opened:
+def open_variant(
+    folder: Path, *, simulate: bool, threads: int, config: ModelConfig | None = None, cache: Path | None = None
+) -> Opened:
     """Load the variant in `folder`.
 
     Args:
@@ -65,6 +67,7 @@ def open_variant(folder: Path, *, simulate: bool, threads: int, config: ModelCon
         simulate: Run on the nearest device here when the contract's device is absent.
         threads: Inside one call, unless the configuration says another number; 0 = the runtime decides.
         config: How it is served.
+        cache: Keeps what is built of models on this device; None = it is built for this load alone.
 
     Raises:
         InputError: The folder does not hold a variant, or the configuration does not fit the model.
@@ -74,7 +77,11 @@ def open_variant(folder: Path, *, simulate: bool, threads: int, config: ModelCon
 
     config = config or ModelConfig()
     contract, model = load_variant(
-        folder, simulate=simulate, threads=threads_of(config, threads), find=runtime_finder(config, threads=threads)
+        folder,
+        simulate=simulate,
+        threads=threads_of(config, threads),
+        find=runtime_finder(config, threads=threads, folder=folder),
+        cache=cache,
     )
     return opened_variant(contract, model, config)
 
@@ -102,13 +109,14 @@ def opened_variant(
     return configured(opened, config or ModelConfig(), folder=folder)
 
 
-def runtime_finder(config: ModelConfig, *, threads: int) -> Callable[[str], Runtime]:
+def runtime_finder(config: ModelConfig, *, threads: int, folder: Path | None) -> Callable[[str], Runtime]:
     """How to find the runtime of a model: the one that its configuration names, in a process of its own if asked for.
 
     Args:
         config: Of the model.
         threads: Inside one call, unless the configuration says another number: what remains of the cores is how many
             calls a process takes at once.
+        folder: Has nothing but the files of the model that will be loaded; None = there is none such.
     """
     from edgeserve.runtimes.variant import find_runtime
 
@@ -120,7 +128,8 @@ def runtime_finder(config: ModelConfig, *, threads: int) -> Callable[[str], Runt
         from edgeserve_agent.isolation.runtime import IsolatedRuntime
 
         calls = config.instances or worker_threads(threads_of(config, threads))
-        return IsolatedRuntime(chosen, isolation=IsolationOptions(calls=min(calls, MAX_ISOLATED_CALLS)))
+        isolation = IsolationOptions(calls=min(calls, MAX_ISOLATED_CALLS))
+        return IsolatedRuntime(chosen, isolation=isolation, folder=folder)
 
     return find
 

@@ -82,6 +82,7 @@ class ServingProcess:
         self._plane = self._server.plane
         self._models = FleetModels(self._plane, config.state_dir, simulate=config.simulate, threads=config.threads)
         self._url = ""
+        self._starting = True
 
     async def run(self) -> None:
         """Serve until told to stop.
@@ -104,15 +105,24 @@ class ServingProcess:
                 listening = Addresses(**found, pid=os.getpid(), started=self._started)
                 atomic.write_bytes(addresses, msgspec.json.encode(listening))
                 _LOG.info("listening on %s", self._url)
-                starting = asyncio.gather(*(self._start(model) for model in wanted.models))
-                await self._stop.wait()
-                starting.cancel()
+                starting = asyncio.ensure_future(self._start_all(wanted.models))
+                try:
+                    await self._stop.wait()
+                finally:
+                    starting.cancel()
+                    await asyncio.wait((starting,))
                 _LOG.info("stopping")
             finally:
                 await self._server.close()
                 control.close()
                 with contextlib.suppress(OSError):
                     addresses.unlink()
+
+    async def _start_all(self, models: tuple[slots.ModelSlots, ...]) -> None:
+        try:
+            await asyncio.gather(*(self._start(model) for model in models))
+        finally:
+            self._starting = False
 
     async def _start(self, model: slots.ModelSlots) -> None:
         """Let the active slot answer, or, should it not load, the previous one: old is better than nothing."""
@@ -135,6 +145,9 @@ class ServingProcess:
             except EdgeServeError as error:
                 _LOG.error("%s %s cannot be served: %s", model.model, slot.version, error.message)
                 reasons.append(f"{slot.version}: {error.message}")
+            except Exception as error:  # noqa: BLE001 - a bug that one model shows is not to keep it "being loaded"
+                _LOG.exception("%s %s cannot be served", model.model, slot.version)
+                reasons.append(f"{slot.version}: {error}")
         if model.active is not None:
             self._plane.give_up(model.model, "; ".join(reasons))
 
@@ -182,6 +195,7 @@ class ServingProcess:
                 variant=served.identity.variant,
                 active=active,
                 executing_device=served.opened.model.executing_device,
+                fallback=served.opened.model.fallback,
             )
             for served, active in self._plane.releases()
         )
@@ -190,6 +204,7 @@ class ServingProcess:
             started=self._started,
             http_url=self._url,
             insecure=self._config.insecure_dev,
+            starting=self._starting,
             releases=releases,
         )
 

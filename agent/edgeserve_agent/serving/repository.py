@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
-from edgeserve.contracts.errors import ConflictError, EdgeServeError, NotFoundError
+from edgeserve.contracts.errors import ConflictError, DeviceError, EdgeServeError, NotFoundError
 from edgeserve.contracts.model_config import ModelConfig, VersionPolicy
 from edgeserve.contracts.names import served_name
 from edgeserve_agent.serving import uploads
@@ -104,11 +104,10 @@ class Repository:
         outcomes = await asyncio.gather(*(self.load(name) for name in names), return_exceptions=True)
         failed: dict[str, EdgeServeError] = {}
         for name, outcome in zip(names, outcomes, strict=True):
-            if isinstance(outcome, EdgeServeError):
-                failed[name] = outcome
-                _LOG.error("%s", outcome.message)
+            if isinstance(outcome, Exception):
+                failed[name] = error = _reported(name, outcome)
                 if not self._plane.is_active(name):
-                    self._plane.give_up(name, outcome.message)
+                    self._plane.give_up(name, error.message)
             elif outcome is not None:
                 raise outcome
         return failed
@@ -148,12 +147,17 @@ class Repository:
         if files:
             uploads.check(files, has_config=config is not None)
         async with self._locked(model) as entry:
-            upload = await asyncio.to_thread(uploads.write, self._options.scratch, model, files) if files else None
-            before = entry.upload
-            try:
-                await self._take_up(model, entry, config, upload)
-            finally:
-                await asyncio.to_thread(uploads.remove, before if entry.upload is upload else upload)
+            await self._load(model, entry, config, files)
+
+    async def _load(
+        self, model: str, entry: _Entry, config: ModelConfig | None, files: Mapping[str, bytes] | None
+    ) -> None:
+        upload = await asyncio.to_thread(uploads.write, self._options.scratch, model, files) if files else None
+        before = entry.upload
+        try:
+            await self._take_up(model, entry, config, upload)
+        finally:
+            await asyncio.to_thread(uploads.remove, before if entry.upload is upload else upload)
 
     async def _take_up(self, model: str, entry: _Entry, config: ModelConfig | None, upload: Path | None) -> None:
         source = self._source if upload is None else ModelFolders(upload, self._options)
@@ -334,27 +338,29 @@ class Repository:
             await asyncio.sleep(seconds)
             try:
                 now = await asyncio.to_thread(self._fingerprints)
-            except EdgeServeError as error:
-                _LOG.warning("looking for changes: %s", error.message)
+            except (EdgeServeError, OSError) as error:
+                _LOG.warning("looking for changes: %s", error)
                 continue
             own = {name: entry for name, entry in self._entries.items() if not entry.by_hand}
             seen = {name: now[name] for name in now if name in own or (new_models and name not in self._entries)}
             for name, change in due({name: entry.fingerprint for name, entry in own.items()}, before, seen).items():
                 if name not in own or not own[name].lock.locked():
-                    self._spawn(self._change(name, change))
+                    self._spawn(self._change(name, change, now.get(name, "")))
             before = now
 
-    async def _change(self, name: str, change: Change) -> None:
-        _LOG.info("model %s has changed: %s", name, change.value)
-        try:
-            if change is Change.LOAD:
-                await self.load(name)
+    async def _change(self, name: str, change: Change, fingerprint: str) -> None:
+        """Take up what a look at the folder has found, unless a request came before it: what it said holds."""
+        async with self._locked(name) as entry:
+            if entry.by_hand or (change is Change.LOAD and entry.fingerprint == fingerprint):
                 return
-            async with self._locked(name) as entry:
-                if not entry.by_hand:
+            _LOG.info("model %s has changed: %s", name, change.value)
+            try:
+                if change is Change.LOAD:
+                    await self._load(name, entry, None, None)
+                else:
                     await self._unload(name, entry)
-        except EdgeServeError as error:
-            _LOG.error("%s", error.message)
+            except Exception as error:  # noqa: BLE001 - it is logged; the other models are looked after all the same
+                _reported(name, error)
 
     def _fingerprints(self) -> dict[str, str]:
         found = {name: self._source.fingerprint(name) for name in self._source.names()}
@@ -363,7 +369,21 @@ class Repository:
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _LOG.error("looking after the models failed", exc_info=task.exception())
+
+
+def _reported(model: str, error: Exception) -> EdgeServeError:
+    """Log why a model is not served as it is to be."""
+    if isinstance(error, EdgeServeError):
+        _LOG.error("%s", error.message)
+        return error
+    _LOG.error("loading %s failed", model, exc_info=error)
+    return DeviceError(f"loading {model} failed: {error}")
 
 
 def _opening(config: ModelConfig) -> ModelConfig:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
+import os
 import re
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,7 +14,8 @@ from edgeserve.contracts.errors import DeviceError, InputError, NotFoundError
 from edgeserve.contracts.limits import MAX_GOLDEN_BYTES
 from edgeserve.contracts.model_config import ModelConfig
 from edgeserve.contracts.names import model_name
-from edgeserve.release.blobs import open_regular
+from edgeserve.release.blobs import digest_file
+from edgeserve.release.blobs import digest_of as blob_digest
 from edgeserve.runtimes.base import RuntimeOptions
 from edgeserve.runtimes.variant import load_variant
 from edgeserve_agent.serving.model_source import FoundModel, FoundVersion, OpenOptions
@@ -28,7 +29,6 @@ _LOG: Final = logging.getLogger(__name__)
 RUNTIMES: Final = {".onnx": "onnxruntime", ".xml": "openvino", ".tflite": "litert", ".null.json": "null"}
 """End of a model file's name -> the runtime that loads it."""
 _GOLDEN: Final = "golden.npz"
-_CHUNK: Final = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ class SingleModel:
         config: ModelConfig | None = None,
         folder: Path | None = None,
     ) -> None:
-        if not path.exists():
+        if not os.path.exists(path):  # noqa: PTH110 - `Path.exists` raises where it may not look
             raise NotFoundError(f"there is nothing at {path}", hint="name a model file, a release folder or its .tar")
         self._path = path
         self._options = options
@@ -162,7 +162,9 @@ def suffix_of(path: Path) -> str:
     return suffix
 
 
-def open_model_file(path: Path, *, threads: int, config: ModelConfig, folder: Path | None) -> Opened:
+def open_model_file(
+    path: Path, *, threads: int, config: ModelConfig, folder: Path | None, version: Path | None = None
+) -> Opened:
     """Load a bare model.
 
     Args:
@@ -170,6 +172,7 @@ def open_model_file(path: Path, *, threads: int, config: ModelConfig, folder: Pa
         threads: Inside one call, unless the configuration says another number; 0 = the runtime decides.
         config: How it is served.
         folder: Where files lie that the configuration names.
+        version: Folder that has nothing but the model's files; None = there is none such.
 
     Raises:
         InputError: It is no model, or the configuration does not fit it.
@@ -177,7 +180,7 @@ def open_model_file(path: Path, *, threads: int, config: ModelConfig, folder: Pa
     """
     runtime = config.runtime or RUNTIMES[suffix_of(path)]
     _LOG.warning("%s is unverified: a bare file has no golden set that says what it should answer", path)
-    loaded = runtime_finder(config, threads=threads)(runtime).load(
+    loaded = runtime_finder(config, threads=threads, folder=version)(runtime).load(
         path, RuntimeOptions(threads=threads_of(config, threads))
     )
     return configured(Opened(model=loaded, runtime=runtime), config, folder=folder)
@@ -195,17 +198,15 @@ def digest_of(paths: list[Path], *, salt: str = "") -> str:
     """Digest of files: of the bytes of one, of names and bytes where there are several or a `salt`.
 
     Raises:
+        NotFoundError: One is gone.
         InputError: One is not a regular file.
         DeviceError: One cannot be read.
     """
-    hashed = hashlib.sha256(salt.encode())
-    for path in paths:
-        if salt or len(paths) > 1:
-            hashed.update(b"\0%s\0%d\0" % (path.name.encode("utf-8", "surrogateescape"), path.stat().st_size))
-        with open_regular(path, follow=True) as file:
-            while chunk := file.read(_CHUNK):
-                hashed.update(chunk)
-    return f"sha256:{hashed.hexdigest()}"
+    digests = [digest_file(path)[0] for path in paths]
+    if len(digests) == 1 and not salt:
+        return digests[0]
+    listed = [f"{path.name}\0{digest}" for path, digest in zip(paths, digests, strict=True)]
+    return blob_digest("\0".join([salt, *listed]).encode("utf-8", "surrogateescape"))
 
 
 def _release(path: Path) -> Release:
@@ -239,7 +240,8 @@ def open_release_variant(path: Path, *, options: OpenOptions, config: ModelConfi
         unpacked,
         simulate=False,
         threads=threads_of(config, options.threads),
-        find=runtime_finder(config, threads=options.threads),
+        find=runtime_finder(config, threads=options.threads, folder=unpacked),
+        cache=options.cache,
     )
     try:
         if _GOLDEN in release.evidence:

@@ -78,6 +78,7 @@ class ServePlan:
         finally:
             starting.cancel()
             stopping.cancel()
+            await asyncio.wait((starting, stopping))
         if failed and self.is_single:
             raise next(iter(failed.values()))
         if self.poll_s:

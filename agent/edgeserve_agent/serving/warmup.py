@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from edgeserve.contracts.errors import InputError
-from edgeserve.contracts.limits import MAX_WARMUP_BYTES, MAX_WARMUP_RUNS
+from edgeserve.contracts.limits import MAX_WARMUP_BYTES
 from edgeserve.contracts.model_config import ModelConfig, Warmup, WarmupInput
 from edgeserve.contracts.names import file_name
 from edgeserve.contracts.tensors import Datatype, Signature, TensorSpec
@@ -58,8 +58,6 @@ def warmup_requests(config: ModelConfig, signature: Signature, folder: Path | No
 
 def _request(warmup: Warmup, config: ModelConfig, signature: Signature, folder: Path | None) -> WarmupRequest:
     name = f"model_warmup {warmup.name[:80]!r}"
-    if not 0 <= warmup.count <= MAX_WARMUP_RUNS:
-        raise InputError(f"{name}: count of {warmup.count} is not between 0 and {MAX_WARMUP_RUNS}")
     if not 1 <= warmup.batch_size <= max(1, config.max_batch_size):
         most = max(1, config.max_batch_size)
         raise InputError(f"{name}: batch_size of {warmup.batch_size} is not between 1 and {most} (max_batch_size)")
@@ -97,7 +95,8 @@ def _tensor(what: str, spec: TensorSpec, entry: WarmupInput, rows: tuple[int, ..
             f"{what} is {datatype.value}{list(shape)}, the model takes {spec.datatype.value}{list(spec.shape)}",
             hint="with max_batch_size above 0, dims leave the rows out",
         )
-    if math.prod(shape) * max(1, spec.datatype.item_bytes) > MAX_WARMUP_BYTES:
+    # An empty array has dimensions, too, and numpy wants to count them.
+    if math.prod(max(1, size) for size in shape) * max(1, spec.datatype.item_bytes) > MAX_WARMUP_BYTES:
         raise InputError(f"{what} has more than {MAX_WARMUP_BYTES} bytes")
     if entry.input_data_file:
         if folder is None:

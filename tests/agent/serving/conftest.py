@@ -17,7 +17,7 @@ from edgeserve.contracts.errors import DeviceError
 from edgeserve.contracts.model_config import ModelConfig
 from edgeserve.contracts.task import Task
 from edgeserve.contracts.tensors import Datatype, Signature, TensorSpec
-from edgeserve.runtimes.base import Tensor, Tensors
+from edgeserve.runtimes.base import ONE_DEVICE, Tensor, Tensors
 from edgeserve.runtimes.checks import check_inputs
 from edgeserve_agent.serving.dataplane import DataPlane
 from edgeserve_agent.serving.http_server import HttpLimits
@@ -45,6 +45,8 @@ class SimulatedModel:
     ) -> None:
         self.signature = signature
         self.executing_device = "simulator"
+        self.fallback = ""
+        self.placement = ONE_DEVICE
         self.closed = threading.Event()
         self.threads: set[str] = set()
         self._compute = compute or self._sums
@@ -216,6 +218,11 @@ class Tools:
     request = staticmethod(request)
     infer_json = staticmethod(infer_json)
     until = staticmethod(wait_until)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _heap(small_heap: None) -> None:
+    """Servers run within the tests' process."""
 
 
 @pytest.fixture(scope="session")

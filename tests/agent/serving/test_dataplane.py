@@ -216,6 +216,55 @@ def test_a_model_whose_sizes_are_unknown_may_refuse_zeros(tools):
     assert warm.call_us == float("inf")
 
 
+@pytest.mark.parametrize("slow", [False, True], ids=["on the loop", "on a thread"])
+def test_a_client_that_cannot_be_told_anything_harms_nobody(server, tools, slow: bool):
+    server.serve(tools.model(slow=slow))
+    attempts = threading.Semaphore(0)
+
+    def done(_call: Call, _answer) -> None:
+        attempts.release()
+        raise ZeroDivisionError("the client cannot be written to")
+
+    served = server.plane.find("m")
+    server.call(lambda: server.plane.infer(Call(served=served, inputs=dict(ROW), done=done)))
+    for _ in range(2):
+        assert attempts.acquire(timeout=10)
+    infer(server)
+    assert not attempts.acquire(blocking=False)
+    assert served.in_flight == 0
+
+
+class FailingScheduler:
+    """Takes calls, and fails before or after it has answered them."""
+
+    pending = 0
+
+    def __init__(self, finish=None) -> None:
+        self._finish = finish
+
+    def submit(self, call: Call) -> None:
+        if self._finish is not None:
+            self._finish(call, {"y": np.zeros((1, 3), np.float32)})
+        raise ZeroDivisionError("a bug")
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("answers", [False, True])
+def test_a_scheduler_that_fails_leaves_one_answer_for_each_call(server, tools, answers: bool):
+    server.serve(tools.model())
+    served = server.plane.find("m")
+    served.scheduler.close()
+    served.scheduler = FailingScheduler(server.plane._finish if answers else None)
+    if answers:
+        assert set(infer(server)) == {"y"}
+    else:
+        with pytest.raises(DeviceError, match="a bug"):
+            infer(server)
+    assert served.in_flight == 0
+
+
 def test_counters_tell_answers_failures_and_the_clients_mistakes_apart(server, tools):
     fail = threading.Event()
 

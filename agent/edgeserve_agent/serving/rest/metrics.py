@@ -50,6 +50,15 @@ def prometheus(plane: DataPlane, *, insecure: bool) -> str:
     lines += _family(
         "edgeserve_release_active", "gauge", "1 for the release that answers, 0 for others loaded.", loaded
     )
+    fallen: list[Sample] = [
+        (_labels(served.counters), int(bool(served.opened.model.fallback))) for served, _active in plane.releases()
+    ]
+    lines += _family(
+        "edgeserve_release_fallback",
+        "gauge",
+        "1 for a release that another device runs than the one asked for.",
+        fallen,
+    )
     crashes: list[Sample] = [
         (_labels(served.counters), served.crashes)
         for served, _active in plane.releases()

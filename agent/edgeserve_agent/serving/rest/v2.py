@@ -14,7 +14,7 @@ from typing import Any, Final
 from edgeserve import __version__
 from edgeserve.contracts.errors import EdgeServeError, InputError, TransientError
 from edgeserve.contracts.tensors import TensorSpec
-from edgeserve.runtimes.base import Tensors
+from edgeserve.runtimes.base import LoadedModel, Tensors
 from edgeserve_agent.serving.call import Call
 from edgeserve_agent.serving.codec.answer import encode_answer
 from edgeserve_agent.serving.codec.plan import Plan
@@ -215,10 +215,18 @@ class V2:
                 "release": identity.release,
                 "variant": identity.variant,
                 "executing_device": opened.model.executing_device,
+                **_shortfall(opened.model),
                 **opened.details,
             },
         }
         reply(json_response(200, document))
+
+
+def _shortfall(model: LoadedModel) -> dict[str, str]:
+    """What is not as asked for of the device, if anything, and how operations are shared among several."""
+    shared = ", ".join(f"{count} on {device}" for device, count in sorted(model.placement.items()))
+    told = {"fallback": model.fallback, "placement": f"operations: {shared}" if shared else ""}
+    return {name: text for name, text in told.items() if text}
 
 
 def _may_be_file(request: Request) -> bool:

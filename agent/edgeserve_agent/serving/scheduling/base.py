@@ -10,7 +10,8 @@ from edgeserve_agent.serving.call import Call
 from edgeserve_agent.serving.workers import Outcome
 
 Finish = Callable[[Call, Outcome[Tensors]], None]
-"""Takes what came of a call, on the event loop. An exception that is no `EdgeServeError` is a bug or the runtime's."""
+"""Takes what came of a call, on the event loop, and never raises. An outcome that is an exception and no
+`EdgeServeError` is a bug or the runtime's."""
 
 
 class Threads(Protocol):

@@ -7,17 +7,18 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, Final
 
-from edgeserve.contracts.errors import EdgeServeError, RequestCancelledError
+from edgeserve.contracts.errors import EdgeServeError
 from edgeserve.contracts.model_config import DynamicBatching
 from edgeserve.runtimes.base import LoadedModel, Tensors
 from edgeserve.runtimes.checks import check_inputs
 from edgeserve_agent.serving.call import Call
 from edgeserve_agent.serving.scheduling.base import Finish
-from edgeserve_agent.serving.scheduling.batching import Queue, Waiting
-from edgeserve_agent.serving.scheduling.instances import MakeInstances, Work
+from edgeserve_agent.serving.scheduling.batching import Batch, Queue, Waiting
+from edgeserve_agent.serving.scheduling.dispatcher import Dispatcher
+from edgeserve_agent.serving.scheduling.execution import note_execution, run_alone
+from edgeserve_agent.serving.scheduling.instances import MakeInstances
 from edgeserve_agent.serving.scheduling.joining import (
     Joiner,
     UnevenOutputsError,
@@ -27,8 +28,6 @@ from edgeserve_agent.serving.scheduling.joining import (
     rows_of,
     split,
 )
-from edgeserve_agent.serving.scheduling.ordering import Answers
-from edgeserve_agent.serving.scheduling.timer import Timer
 from edgeserve_agent.serving.workers import Outcome
 
 _LOG: Final = logging.getLogger(__name__)
@@ -72,10 +71,16 @@ class DynamicBatchScheduler:
         self._queue: Queue[Call] = Queue(config, max_batch_size=max_batch_size, is_cancelled=_is_cancelled)
         self._singly = False
         self._thread = threading.local()
-        self._refused = finish
-        self._answers = Answers(finish, in_order=config.preserve_ordering)
-        self._timer = Timer(loop, self._pump)
-        self._instances = make_instances(self._is_due, self._take)
+        self._refuse = finish
+        self._dispatcher = Dispatcher(
+            self._queue,
+            execute=self._execute,
+            executed=self._executed,
+            loop=loop,
+            make_instances=make_instances,
+            finish=finish,
+            in_order=config.preserve_ordering,
+        )
         uneven = fixed_output(model.signature)
         if uneven is not None:
             self._run_singly(f"output {uneven.name!r} is declared as {list(uneven.shape)}")
@@ -95,12 +100,12 @@ class DynamicBatchScheduler:
             )
             self._queue.enqueue(waiting, _now())
         except EdgeServeError as error:
-            self._refused(call, error)
-        self._pump()
+            self._refuse(call, error)
+        self._dispatcher.pump()
 
     def submit_job(self, job: Callable[[], Any], done: Callable[[Outcome[Any]], None]) -> None:
         """Let `job` work on a thread of the model, before the calls that wait."""
-        self._instances.submit(job, done)
+        self._dispatcher.submit_job(job, done)
 
     @property
     def pending(self) -> int:
@@ -109,39 +114,16 @@ class DynamicBatchScheduler:
 
     def close(self) -> None:
         """End the threads."""
-        self._timer.close()
-        self._instances.close()
+        self._dispatcher.close()
 
-    def _pump(self) -> None:
-        self._instances.pump()
-        now_ns = _now()
-        self._timer.ring_at(self._queue.wake_at_ns(now_ns, self._instances.idle), now_ns)
-        for call, error in self._queue.dropped():
-            call.queue_ns = now_ns - call.arrived_ns
-            self._refused(call, error)
-
-    def _is_due(self) -> bool:
-        now_ns = _now()
-        due_ns = self._queue.due_ns(now_ns)
-        return due_ns is not None and due_ns <= now_ns
-
-    def _take(self) -> Work | None:
-        batch = self._queue.take(_now())
-        if batch is None:
-            return None
-        self._answers.begin(batch.items)
-        return partial(self._execute, batch.items), partial(self._executed, batch.items)
-
-    def _executed(self, calls: Sequence[Call], outcome: Outcome[list[Outcome[Tensors]]]) -> None:
+    def _executed(self, _batch: Batch[Call], _now_ns: int) -> None:
         if self._singly:
             self._queue.run_singly()
-        for index, call in enumerate(calls):
-            self._answers.finish(call, outcome if isinstance(outcome, Exception) else outcome[index])
-        self._pump()
 
     # On a thread of the model ------------------------------------------------------------------------
 
-    def _execute(self, calls: Sequence[Call]) -> list[Outcome[Tensors]]:
+    def _execute(self, batch: Batch[Call]) -> list[Outcome[Tensors]]:
+        calls = batch.items
         if len(calls) > 1 and not self._singly:
             try:
                 return list(self._together(calls))
@@ -165,28 +147,14 @@ class DynamicBatchScheduler:
         ran = _now()
         joiner.spare(outputs)
         parts = split(outputs, rows)
-        output_ns = _now() - ran
-        total = sum(rows)
-        for call in calls:
-            call.queue_ns = began - call.arrived_ns
-            call.input_ns, call.infer_ns, call.output_ns = joined - began, ran - joined, output_ns
-            call.batch = total
-            call.executes = call is calls[0]
-            if call.with_timing:
-                call.mates = tuple(mate.id for mate in calls if mate is not call)
+        note_execution(calls, began=began, joined=joined, ran=ran, rows=sum(rows))
         return parts
 
     def _alone(self, call: Call) -> Outcome[Tensors]:
-        began = _now()
-        call.queue_ns = began - call.arrived_ns
-        if call.cancelled:
-            return RequestCancelledError()
         try:
-            return self._run(call.inputs)
+            return run_alone(self._run, call)
         except Exception as error:  # noqa: BLE001 - the data plane tells them apart
             return error
-        finally:
-            call.infer_ns = _now() - began
 
     def _run_singly(self, reason: str) -> None:
         if not self._singly:

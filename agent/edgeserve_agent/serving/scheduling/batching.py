@@ -198,11 +198,6 @@ class Queue(Generic[T]):
                 level.prune()
         return batch
 
-    def next(self, now_ns: int, idle_instances: int) -> Batch[T] | int | None:
-        """The next batch; or when to ask again if nothing comes; or None = not before something comes."""
-        batch = self.take(now_ns) if idle_instances else None
-        return batch or self.wake_at_ns(now_ns, idle_instances)
-
     def wake_at_ns(self, now_ns: int, idle_instances: int) -> int | None:
         """When time alone changes something; None = never."""
         due_ns = self.due_ns(now_ns) if idle_instances else None

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from edgeserve.contracts.errors import RequestCancelledError
 from edgeserve.runtimes.base import LoadedModel, Tensors
 from edgeserve_agent.serving.call import Call
 from edgeserve_agent.serving.scheduling.base import Finish, Threads
+from edgeserve_agent.serving.scheduling.execution import run_alone
 from edgeserve_agent.serving.workers import Outcome
 
 _now = time.perf_counter_ns
@@ -58,7 +58,7 @@ class DirectScheduler:
                 return
         threads = self._threads()
         self._pending += 1
-        threads.submit(partial(self._timed, call), partial(self._done, call))
+        threads.submit(partial(run_alone, self._run, call), partial(self._done, call))
 
     def submit_job(self, job: Callable[[], Any], done: Callable[[Outcome[Any]], None]) -> None:
         """Let `job` work on a thread of the model."""
@@ -73,16 +73,6 @@ class DirectScheduler:
         """End the threads."""
         if self._workers is not None:
             self._workers.close()
-
-    def _timed(self, call: Call) -> Tensors:
-        began = _now()
-        call.queue_ns = began - call.arrived_ns
-        if call.cancelled:
-            raise RequestCancelledError()
-        try:
-            return self._run(call.inputs)
-        finally:
-            call.infer_ns = _now() - began
 
     def _done(self, call: Call, outcome: Outcome[Tensors]) -> None:
         self._pending -= 1

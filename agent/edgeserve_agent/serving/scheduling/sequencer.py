@@ -11,18 +11,18 @@ from typing import Any, Final
 
 import numpy as np
 
-from edgeserve.contracts.errors import EdgeServeError, InputError, RequestCancelledError
+from edgeserve.contracts.errors import EdgeServeError, InputError
 from edgeserve.contracts.model_config import ControlKind
 from edgeserve.runtimes.base import LoadedModel, Tensors
 from edgeserve.runtimes.checks import check_inputs
 from edgeserve_agent.serving.call import Call
 from edgeserve_agent.serving.scheduling.base import Finish
-from edgeserve_agent.serving.scheduling.instances import MakeInstances, Work
+from edgeserve_agent.serving.scheduling.dispatcher import Dispatcher
+from edgeserve_agent.serving.scheduling.execution import note_execution, run_alone
+from edgeserve_agent.serving.scheduling.instances import MakeInstances
 from edgeserve_agent.serving.scheduling.joining import check_batched, form_of, join, rows_of, split
-from edgeserve_agent.serving.scheduling.ordering import Answers
 from edgeserve_agent.serving.scheduling.sequences import Sequences, Step, Turn
 from edgeserve_agent.serving.scheduling.stateful import Stateful, given
-from edgeserve_agent.serving.scheduling.timer import Timer
 from edgeserve_agent.serving.workers import Outcome
 
 _LOG: Final = logging.getLogger(__name__)
@@ -67,13 +67,19 @@ class SequenceScheduler:
         self._sequences: Sequences[Call] = Sequences(
             state.config, model=name, instances=instances, most=state.most, is_cancelled=_is_cancelled
         )
-        self._refused = finish
-        oldest = state.config.oldest
-        self._answers = Answers(finish, in_order=oldest is not None and oldest.preserve_ordering)
+        self._finish = finish
         self._outside = 0
         self._warned = False
-        self._timer = Timer(loop, self._pump)
-        self._instances = make_instances(self._is_due, self._take)
+        oldest = state.config.oldest
+        self._dispatcher = Dispatcher(
+            self._sequences,
+            execute=self._execute,
+            executed=self._sequences.done,
+            loop=loop,
+            make_instances=make_instances,
+            finish=finish,
+            in_order=oldest is not None and oldest.preserve_ordering,
+        )
 
     def submit(self, call: Call) -> None:
         """Let `call` run after those of its sequence that came before."""
@@ -83,12 +89,12 @@ class SequenceScheduler:
                 return
             self._enqueue(call)
         except EdgeServeError as error:
-            self._refused(call, error)
-        self._pump()
+            self._finish(call, error)
+        self._dispatcher.pump()
 
     def submit_job(self, job: Callable[[], Any], done: Callable[[Outcome[Any]], None]) -> None:
         """Let `job` work on a thread of the model, before the calls that wait."""
-        self._instances.submit(job, done)
+        self._dispatcher.submit_job(job, done)
 
     @property
     def pending(self) -> int:
@@ -97,8 +103,7 @@ class SequenceScheduler:
 
     def close(self) -> None:
         """End the threads."""
-        self._timer.close()
-        self._instances.close()
+        self._dispatcher.close()
 
     def _enqueue(self, call: Call) -> None:
         sequence, state = call.sequence, self._state
@@ -127,49 +132,13 @@ class SequenceScheduler:
         """Run a request of no sequence: its client carries the state itself."""
         check_inputs(self._whole_signature, call.inputs)
         self._outside += 1
-        self._instances.submit(partial(self._alone_outside, call), partial(self._done_outside, call))
+        self._dispatcher.submit_job(partial(run_alone, self._run, call), partial(self._done_outside, call))
 
     def _done_outside(self, call: Call, outcome: Outcome[Tensors]) -> None:
         self._outside -= 1
-        self._refused(call, outcome)
-
-    def _pump(self) -> None:
-        self._instances.pump()
-        now_ns = _now()
-        self._timer.ring_at(self._sequences.wake_at_ns(now_ns, self._instances.idle), now_ns)
-        for call, error in self._sequences.dropped():
-            call.queue_ns = now_ns - call.arrived_ns
-            self._refused(call, error)
-
-    def _is_due(self) -> bool:
-        now_ns = _now()
-        due_ns = self._sequences.due_ns(now_ns)
-        return due_ns is not None and due_ns <= now_ns
-
-    def _take(self) -> Work | None:
-        turn = self._sequences.take(_now())
-        if turn is None:
-            return None
-        self._answers.begin(step.item for step in turn.steps)
-        return partial(self._execute, turn), partial(self._executed, turn)
-
-    def _executed(self, turn: Turn[Call], outcome: Outcome[list[Outcome[Tensors]]]) -> None:
-        self._sequences.done(turn, _now())
-        for index, step in enumerate(turn.steps):
-            self._answers.finish(step.item, outcome if isinstance(outcome, Exception) else outcome[index])
-        self._pump()
+        self._finish(call, outcome)
 
     # On a thread of the model ------------------------------------------------------------------------
-
-    def _alone_outside(self, call: Call) -> Tensors:
-        began = _now()
-        call.queue_ns = began - call.arrived_ns
-        if call.cancelled:
-            raise RequestCancelledError()
-        try:
-            return self._run(call.inputs)
-        finally:
-            call.infer_ns = _now() - began
 
     def _execute(self, turn: Turn[Call]) -> list[Outcome[Tensors]]:
         if len(turn.rows) > 1:
@@ -205,15 +174,8 @@ class SequenceScheduler:
             if step is not None:
                 for one, states in left:
                     step.stream.state[one.spec.name] = parts[index][one.output] = states[index]
-        output_ns = _now() - ran
-        for step in steps:
-            call = step.item
-            call.queue_ns = began - call.arrived_ns
-            call.input_ns, call.infer_ns, call.output_ns = joined - began, ran - joined, output_ns
-            call.batch = len(rows) if self._state.batched else 0
-            call.executes = step is steps[0]
-            if call.with_timing:
-                call.mates = tuple(mate.item.id for mate in steps if mate is not step)
+        calls = [step.item for step in steps]
+        note_execution(calls, began=began, joined=joined, ran=ran, rows=len(rows) if self._state.batched else 0)
         return [parts[index] for index, step in enumerate(rows) if step is not None]
 
     def _inputs(self, rows: Sequence[_Row], pattern: Step[Call]) -> Tensors:

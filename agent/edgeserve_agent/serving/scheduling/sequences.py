@@ -62,6 +62,11 @@ class Turn(Generic[T]):
         """Those that are there."""
         return [step for step in self.rows if step is not None]
 
+    @property
+    def items(self) -> list[T]:
+        """What they stand for."""
+        return [step.item for step in self.steps]
+
 
 class Sequences(Generic[T]):
     """The sequences of one model.

@@ -3,7 +3,6 @@ from __future__ import annotations
 import contextlib
 import json
 import struct
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -14,39 +13,11 @@ from hypothesis.extra import numpy as hnp
 from edgeserve.contracts.errors import InputError
 from edgeserve.contracts.limits import MAX_CACHED_HEAD_BYTES
 from edgeserve.contracts.tensors import Datatype, Signature, TensorSpec, datatype_of
-from edgeserve_agent.serving.codec.answer import encode_answer
-from edgeserve_agent.serving.codec.plan import Plan
 from edgeserve_agent.serving.codec.request import RequestDecoder
 from edgeserve_agent.serving.codec.wishes import Form
 from edgeserve_agent.serving.rest.rendering import Rendering
 from edgeserve_agent.serving.served import Identity
-
-NUMERIC = [datatype for datatype in Datatype if datatype not in (Datatype.BYTES, Datatype.BF16)]
-SIGNATURE = Signature(
-    inputs=(TensorSpec(name="x", datatype=Datatype.FP32, shape=(-1,)),),
-    outputs=(TensorSpec(name="y", datatype=Datatype.FP32, shape=(-1,)),),
-)
-SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
-NUMBERS = st.sampled_from(NUMERIC).flatmap(lambda kind: hnp.arrays(np.dtype(kind.numpy_name), SHAPES))
-TEXTS = hnp.arrays(np.dtype(object), SHAPES, elements=st.binary(max_size=9))
-
-
-class Decoded(NamedTuple):
-    plan: Plan
-    id: str
-    inputs: dict[str, np.ndarray]
-
-
-class Decoder:
-    def __init__(self, signature: Signature) -> None:
-        self._decoder = RequestDecoder(signature)
-
-    def decode(self, body, head_length: int | None) -> Decoded:
-        return Decoded(*self._decoder.decode(body, head_length))
-
-
-def decoder(signature: Signature = SIGNATURE) -> Decoder:
-    return Decoder(signature)
+from tests.agent.serving.codec.decoding import NUMBERS, NUMERIC, SIGNATURE, TEXTS, X, decoder
 
 
 def kind_of(array) -> Datatype:
@@ -117,9 +88,6 @@ def test_json_and_binary_inputs_mix_and_keep_their_order():
     assert list(found) == ["x", "y", "z"]
     assert found["y"].tolist() == [True, False]
     np.testing.assert_array_equal(found["z"], z)
-
-
-X = {"name": "x", "datatype": "FP32", "shape": [2]}
 
 
 @pytest.mark.parametrize(
@@ -243,66 +211,6 @@ def test_a_head_that_comes_again_gives_the_data_of_its_own_body():
         assert one.decode(body, len(head)).inputs["x"].tolist() == values
 
 
-SPECS = Signature(
-    inputs=(TensorSpec(name="x", datatype=Datatype.FP32, shape=(1,)),),
-    outputs=(
-        TensorSpec(name="a", datatype=Datatype.FP32, shape=(-1,)),
-        TensorSpec(name="h", datatype=Datatype.FP16, shape=(-1,)),
-        TensorSpec(name="t", datatype=Datatype.BYTES, shape=(-1,)),
-    ),
-)
-OUTPUTS = {
-    "a": np.array([1.5, np.nan], np.float32),
-    "h": np.array([0.5], np.float16),
-    "t": np.array([b"yes", b"no"], object),
-}
-
-
-def respond(**request) -> tuple[dict, bytes]:
-    head = json.dumps({"inputs": [{**X, "data": [1, 2]}], "id": "r", **request}).encode()
-    plan, request_id, _inputs = decoder(SPECS).decode(head, None)
-    body = encode_answer(
-        model="m", version="1", request_id=request_id, wishes=plan.wishes, outputs=OUTPUTS, labels=(), regions=None
-    )
-    return json.loads(body.json), b"".join(bytes(blob) for blob in body.blobs)
-
-
-def test_the_default_of_the_request_makes_all_outputs_binary():
-    document, blobs = respond(parameters={"binary_data_output": True})
-    assert [output["parameters"]["binary_data_size"] for output in document["outputs"]] == [8, 2, 13]
-    assert blobs == OUTPUTS["a"].tobytes() + OUTPUTS["h"].tobytes() + b"\3\0\0\0yes\2\0\0\0no"
-
-
-def test_an_output_is_sent_as_it_was_asked_for_and_nothing_else():
-    wanted = [{"name": "t"}, {"name": "a", "parameters": {"binary_data": True}}]
-    document, blobs = respond(outputs=wanted)
-    text, numbers = document["outputs"]
-    assert (document["model_name"], document["model_version"], document["id"]) == ("m", "1", "r")
-    assert text == {"name": "t", "datatype": "BYTES", "shape": [2], "data": ["yes", "no"]}
-    assert numbers["parameters"] == {"binary_data_size": 8}
-    assert blobs == OUTPUTS["a"].tobytes()
-
-
-def test_a_number_that_json_lacks_becomes_null():
-    document, _ = respond(outputs=[{"name": "a"}])
-    assert document["outputs"][0]["data"] == [1.5, None]
-
-
-@pytest.mark.parametrize(
-    ("outputs", "says"),
-    [
-        pytest.param([{"name": "nope"}], "not one of the model's: a, h, t", id="unknown"),
-        pytest.param([{"name": "h"}], "no JSON form", id="FP16 as JSON"),
-        pytest.param([], "no JSON form", id="FP16 by default"),
-    ],
-)
-def test_an_output_that_cannot_be_given_is_refused_before_the_model_runs(outputs: list, says: str):
-    body = json.dumps({"inputs": [{**X, "data": [1, 2]}], "outputs": outputs}).encode()
-    with pytest.raises(InputError) as caught:
-        decoder(SPECS).decode(body, None)
-    assert says in caught.value.message
-
-
 def test_a_head_that_differs_only_in_id_and_numbers_gives_its_own():
     one = decoder()
     for number in range(3):
@@ -367,31 +275,6 @@ def test_a_request_without_json_that_leaves_doubt_is_refused(shape, size: int, s
     )
     with pytest.raises(InputError, match=says):
         decoder(signature).decode(b"1" * size, 0)
-
-
-@given(
-    binary=st.booleans(),
-    request_id=st.text(max_size=5),
-    arrays=st.lists(hnp.arrays(np.float32, SHAPES), min_size=1, max_size=3),
-)
-def test_a_rendered_answer_is_the_one_that_is_encoded_anew(binary: bool, request_id: str, arrays):
-    outputs = {f"o{n}": array for n, array in enumerate(arrays)}
-    signature = Signature(
-        inputs=SIGNATURE.inputs,
-        outputs=tuple(
-            TensorSpec(name=name, datatype=Datatype.FP32, shape=(-1,) * array.ndim) for name, array in outputs.items()
-        ),
-    )
-    head = {"inputs": [{**X, "data": [1, 2]}], "id": request_id, "parameters": {"binary_data_output": binary}}
-    plan = decoder(signature).decode(json.dumps(head).encode(), None).plan
-    identity = Identity(model='m"', version="1", release="sha256:r", variant="")
-    body = encode_answer(
-        model='m"', version="1", request_id=request_id, wishes=plan.wishes, outputs=outputs, labels=(), regions=None
-    )
-    response = Rendering(identity, plan.wishes, arrays).response(request_id, arrays).opened()
-    assert b"".join(bytes(chunk) for chunk in response.chunks) == body.json + b"".join(map(bytes, body.blobs))
-    lengths = [line for line in response.headers.split(b"\r\n") if line.startswith(b"Inference-Header")]
-    assert lengths == ([b"Inference-Header-Content-Length: %d" % len(body.json)] if binary else [])
 
 
 class OneRegion:

@@ -10,7 +10,7 @@ import pytest
 
 from edgeserve.contracts.model_config import ModelConfig
 from edgeserve.contracts.tensors import Datatype, Signature, TensorSpec
-from edgeserve.runtimes.base import Tensor, Tensors
+from edgeserve.runtimes.base import ONE_DEVICE, Tensor, Tensors
 from edgeserve.runtimes.checks import check_inputs
 from edgeserve_agent.serving.call import Call
 from edgeserve_agent.serving.opened import Opened
@@ -31,6 +31,8 @@ class GatedModel:
     ) -> None:
         self.signature = signature
         self.executing_device = "simulator"
+        self.fallback = ""
+        self.placement = ONE_DEVICE
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Semaphore(0)
@@ -52,12 +54,18 @@ class GatedModel:
 class Sent:
     """A call under way, and what came of it."""
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, unwritable: int) -> None:
         self.call = call
+        self.attempts = 0
+        """To answer it."""
+        self._unwritable = unwritable
         self._outcome: Any = None
         self._done = threading.Event()
 
     def answered(self, outcome: Any) -> None:
+        self.attempts += 1
+        if self.attempts <= self._unwritable:
+            raise ZeroDivisionError("the client cannot be written to")
         self._outcome = outcome
         self._done.set()
 
@@ -103,18 +111,20 @@ class Bench:
                 pass
         return self.plane.find(name)
 
-    def send(self, x: Any = 0.0, *, name: str = "m", inputs: Tensors | None = None, **more: Any) -> Sent:
-        """Begin a call; `x` alone is one row with one number."""
+    def send(
+        self, x: Any = 0.0, *, name: str = "m", inputs: Tensors | None = None, unwritable: int = 0, **more: Any
+    ) -> Sent:
+        """Begin a call; `x` alone is one row with one number. So many attempts to answer it fail."""
         array = np.asarray(x, np.float32)
         given = {"x": array.reshape(1, 1) if array.ndim == 0 else array} if inputs is None else inputs
-        return self.server.call(self._begin, name, given, more)
+        return self.server.call(self._begin, name, given, unwritable, more)
 
-    def _begin(self, name: str, inputs: Tensors, more: Mapping[str, Any]) -> Sent:
+    def _begin(self, name: str, inputs: Tensors, unwritable: int, more: Mapping[str, Any]) -> Sent:
         def done(_call: Call, outcome: Any) -> None:
-            self.order.append(sent)
             sent.answered(outcome)
+            self.order.append(sent)
 
-        sent = Sent(Call(served=self.plane.find(name), inputs=inputs, done=done, **more))
+        sent = Sent(Call(served=self.plane.find(name), inputs=inputs, done=done, **more), unwritable)
         self.plane.infer(sent.call)
         return sent
 

@@ -25,9 +25,15 @@ def fill(queue: Queue[str], *rows: int, now_ns: int = 0, form: object = None) ->
         queue.enqueue(Waiting(item=f"r{number}", rows=count, form=form), now_ns)
 
 
+def next_of(queue: Queue[str], now_ns: int, idle_instances: int) -> Batch[str] | int | None:
+    """The next batch; or when to ask again if nothing comes; or None = not before something comes."""
+    batch = queue.take(now_ns) if idle_instances else None
+    return batch or queue.wake_at_ns(now_ns, idle_instances)
+
+
 def drained(queue: Queue[str], now_ns: int = 0) -> list[int]:
     sizes = []
-    while isinstance(batch := queue.next(now_ns, 1), Batch):
+    while isinstance(batch := next_of(queue, now_ns, 1), Batch):
         sizes.append(batch.rows)
     return sizes
 
@@ -60,10 +66,10 @@ def test_a_batch_waits_for_the_oldest_and_no_longer():
     queue = queue_of(max_queue_delay_microseconds=100)
     fill(queue, 1, now_ns=0)
     fill(queue, 1, now_ns=60 * US)
-    assert queue.next(60 * US, 1) == 100 * US
-    assert queue.next(100 * US - 1, 1) == 100 * US
-    assert queue.next(100 * US, 1) == Batch(items=("r0", "r1"), rows=2)
-    assert queue.next(100 * US, 1) is None
+    assert next_of(queue, 60 * US, 1) == 100 * US
+    assert next_of(queue, 100 * US - 1, 1) == 100 * US
+    assert next_of(queue, 100 * US, 1) == Batch(items=("r0", "r1"), rows=2)
+    assert next_of(queue, 100 * US, 1) is None
 
 
 def test_an_overdue_batch_takes_all_that_fit():
@@ -76,9 +82,9 @@ def test_requests_of_other_forms_form_their_own_batches_in_turn():
     queue = queue_of(max_queue_delay_microseconds=100)
     for number, form in enumerate("aabba"):
         queue.enqueue(Waiting(item=str(number), form=form), 0)
-    assert queue.next(0, 1) == Batch(items=("0", "1"), rows=2)
-    assert queue.next(0, 1) == Batch(items=("2", "3"), rows=2)
-    assert queue.next(0, 1) == 100 * US
+    assert next_of(queue, 0, 1) == Batch(items=("0", "1"), rows=2)
+    assert next_of(queue, 0, 1) == Batch(items=("2", "3"), rows=2)
+    assert next_of(queue, 0, 1) == 100 * US
 
 
 def test_a_request_of_too_many_rows_is_the_clients_mistake():
@@ -92,7 +98,7 @@ def test_higher_priorities_come_first_and_the_default_is_the_lowest():
     queue = queue_of(most=2, priority_levels=3)
     for item, priority in [("low", 3), ("none", 0), ("beyond", 9), ("middle", 2), ("high", 1), ("high2", 1)]:
         queue.enqueue(Waiting(item=item, priority=priority), 0)
-    batches = [queue.next(0, 1) for _ in range(3)]
+    batches = [next_of(queue, 0, 1) for _ in range(3)]
     assert [batch.items for batch in batches] == [("high", "high2"), ("middle", "low"), ("none", "beyond")]
 
 
@@ -100,7 +106,7 @@ def test_a_named_default_level_holds_what_names_none():
     queue = queue_of(most=1, priority_levels=2, default_priority_level=1)
     queue.enqueue(Waiting(item="two", priority=2), 0)
     queue.enqueue(Waiting(item="none"), 0)
-    assert queue.next(0, 1).items == ("none",)
+    assert next_of(queue, 0, 1).items == ("none",)
 
 
 def test_a_full_level_rejects_and_others_do_not():
@@ -109,7 +115,7 @@ def test_a_full_level_rejects_and_others_do_not():
     with pytest.raises(RejectedError, match="Exceeds maximum queue size"):
         queue.enqueue(Waiting(item="b", priority=1), 0)
     queue.enqueue(Waiting(item="c", priority=2), 0)
-    assert queue.next(0, 1).items == ("a", "c")
+    assert next_of(queue, 0, 1).items == ("a", "c")
     queue.enqueue(Waiting(item="d", priority=1), 0)
 
 
@@ -155,7 +161,7 @@ def test_delayed_requests_run_behind_those_in_time_and_before_lower_levels():
     queue.enqueue(Waiting(item="late", priority=1), 0)
     queue.enqueue(Waiting(item="low", priority=2), 0)
     queue.enqueue(Waiting(item="in time", priority=1), 50 * US)
-    assert [queue.next(100 * US, 1).items[0] for _ in range(3)] == ["in time", "late", "low"]
+    assert [next_of(queue, 100 * US, 1).items[0] for _ in range(3)] == ["in time", "late", "low"]
     assert not queue.dropped()
 
 
@@ -296,7 +302,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.due_drops = []
         self.expire()
         expected = self.expected() if idle else None
-        found = self.queue.next(self.now, idle)
+        found = next_of(self.queue, self.now, idle)
         if isinstance(expected, list):
             assert isinstance(found, Batch)
             assert list(found.items) == expected
