@@ -43,4 +43,4 @@ if [ ! -e "$stamp" ]; then
 fi
 
 scripts/mosquitto.sh
-if [ "$extra" = dev ]; then scripts/onnx2tf.sh; fi
+if [ "$extra" = dev ]; then scripts/onnx2tf.sh; scripts/systemd.sh; fi

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import logging
 import os
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from edgeserve.contracts.errors import EdgeServeError
 from edgeserve_agent.config import DEFAULT_FILE, load
 from edgeserve_agent.daemon import Daemon
+from edgeserve_agent.notify import this_process
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,9 +23,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--state-dir", default="", help="instead of the one in the configuration")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s agent %(levelname)s %(message)s", stream=sys.stderr)
+    faulthandler.enable()  # the SIGABRT of systemd's watchdog then leaves in the log where the agent hung
     try:
+        announcer = this_process()
         flags = {"state_dir": options.state_dir} if options.state_dir else {}
-        return Daemon(load(options.config, os.environ, flags)).run()
+        return Daemon(load(options.config, os.environ, flags), announcer=announcer).run()
     except EdgeServeError as error:
         sys.stderr.write(f"error: {error.message}\n")
         if error.hint:

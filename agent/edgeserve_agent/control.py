@@ -86,6 +86,8 @@ class ServedRelease(msgspec.Struct, frozen=True, kw_only=True):
     variant: str
     active: bool
     executing_device: str
+    fallback: str = ""
+    """Why that is not the device asked for; empty = it is."""
 
 
 class ServingStatus(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -97,6 +99,8 @@ class ServingStatus(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     http_url: str
     insecure: bool = False
     """It was told to listen on other addresses than loopback without TLS and token."""
+    starting: bool = False
+    """Models that it was started with are neither loaded nor given up yet."""
     releases: tuple[ServedRelease, ...] = ()
 
 

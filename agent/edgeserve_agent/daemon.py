@@ -42,6 +42,7 @@ from edgeserve_agent.deployment import EventKind
 from edgeserve_agent.hardware import device_facts
 from edgeserve_agent.installer import Installer
 from edgeserve_agent.journal import JournalFile
+from edgeserve_agent.notify import Announcer, Notifier, condition
 from edgeserve_agent.orders import accept_ack, accept_desired, accept_halt
 from edgeserve_agent.probation import Observation, Watch, observe
 from edgeserve_agent.report import Reporter
@@ -83,6 +84,7 @@ class Daemon:
 
     Args:
         config: Of the device.
+        announcer: To the service manager; without one nobody is told.
         on_effect: Called around every effect of the installer; see there.
 
     Raises:
@@ -93,8 +95,15 @@ class Daemon:
     _deployer: Deployer
     """Both are made under the lock: what another agent is about to write must not be read before."""
 
-    def __init__(self, config: AgentConfig, *, on_effect: Callable[[str], None] = lambda _step: None) -> None:
+    def __init__(
+        self,
+        config: AgentConfig,
+        *,
+        announcer: Announcer | None = None,
+        on_effect: Callable[[str], None] = lambda _step: None,
+    ) -> None:
         self._config = config
+        self._announcer = announcer or Announcer(Notifier())
         self._facts, targets = device_facts(config.device)
         self._key = PublicKey.from_text(config.manager.key) if config.manager else None
         self._inbox: queue.SimpleQueue[Item] = queue.SimpleQueue()
@@ -177,6 +186,7 @@ class Daemon:
                 self._complain(error)
             except OSError as error:
                 self._complain(DeviceError(f"{error.filename or 'the disk'}: {error.strerror or error}"))
+            self._announce(time.monotonic())
 
     def _handle(self, item: Arrival | Outcome) -> None:
         if isinstance(item, Outcome):
@@ -240,7 +250,8 @@ class Daemon:
             self._deployer.serving_died(death.how)
         self._deployer.tick(now)
         watched = self._deployer.on_probation()
-        if watched or self._status is None or now - self._status_at >= _STATUS_S:
+        waits = self._status is None or self._status.starting
+        if watched or waits or now - self._status_at >= _STATUS_S:
             self._look(now)
         self._watches = {
             entry.record.model: self._watches.get(entry.record.model, Watch(answered=now)) for entry in watched
@@ -275,14 +286,29 @@ class Daemon:
             document = DeviceStats(device=self._config.device.id, started=stats.started, releases=stats.releases)
             self._uplink.send_stats(document)
 
+    def _announce(self, now: float) -> None:
+        live = self._supervisor.is_live(now, self._announcer.silence_s)
+        records = [entry.record for entry in self._journal.value.entries]
+        self._announcer.tell(now, condition(self._status, live=live, records=records, problem=self._problem))
+
+    @property
+    def _problem(self) -> str:
+        return self._deployer.problem or self._serving_problem or self._error or self._manager_problem
+
     def _report(self, now: float) -> None:
         """Send what changed; a fence is taken only for a report that goes out."""
         if self._uplink is None:
             return
         known = slots.read(self._config.folder)
         free = atomic.free_bytes(self._config.folder) // MIB * MIB
-        error = self._deployer.problem or self._serving_problem or self._error or self._manager_problem
-        report = self._reporter.build(self._journal.value, known, self._status, free_bytes=free, error=error)
+        report = self._reporter.build(
+            self._journal.value,
+            known,
+            self._status,
+            free_bytes=free,
+            error=self._problem,
+            progress=dict(self._installer.progress),
+        )
         if self._reported is None or _differs(report, self._reported):
             self._journal.value = self._journal.value.numbered()
             report = msgspec.structs.replace(report, fence=self._journal.value.fence)
@@ -317,6 +343,7 @@ class Daemon:
 
     def _stop(self) -> None:
         _log.info("stopping")
+        self._announcer.stopping()
         self._deployer.stop()
         self._jobs.put(None)
         if self._uplink is not None:

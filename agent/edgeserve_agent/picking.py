@@ -39,6 +39,8 @@ def pick(alternatives: Sequence[Variant], attempt: Callable[[Variant], TrialAnsw
             _log.warning("%s: %s", name, error.message)
             continue
         passed.append((variant, answer))
+        if answer.fallback:
+            _log.warning("%s: %s", name, answer.fallback)
         _log.info(
             "%s passed its trial on %s: %d rows, agreement %.3f, %.3f ms a row",
             name, answer.executing_device, answer.rows, answer.agreement, answer.latency_ms,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from edgeserve.contracts.errors import DeviceError, EdgeServeError, InputError
-from edgeserve.contracts.limits import BACKOFF_MAX_S, SERVING_LOAD_S
+from edgeserve.contracts.limits import BACKOFF_MAX_S, SERVING_LOAD_S, SERVING_SILENT_S
 from edgeserve_agent.config import AgentConfig
 from edgeserve_agent.control import Done, ReadStats, ServingStats, ServingStatus, Status, Stop, call
 
@@ -83,7 +83,8 @@ class Supervisor:
         if found is None:
             return
         self._adopted = found.pid
-        self._began = time.monotonic()
+        # One that is old and does not answer hangs: a new life of the control part gives it no new time to load in.
+        self._began = time.monotonic() - min(_age_s(found.pid), SERVING_LOAD_S - SERVING_SILENT_S)
         if found.as_wanted:
             _log.info("found the serving process %d at work", found.pid)
         else:
@@ -128,6 +129,17 @@ class Supervisor:
             )
         _log.error("the serving process %s; next start in %.1f s", how, delay)
         return Death(how)
+
+    def is_live(self, now: float, silence_s: float) -> bool:
+        """Whether the process answered within `silence_s`, or is starting, or waits for its next start.
+
+        Args:
+            now: Monotonic seconds.
+            silence_s: Longest time without an answer of a process that has answered before.
+        """
+        answered = self._answered_at >= self._began
+        bound = silence_s if answered else SERVING_LOAD_S
+        return self.pid is None or now - max(self._began, self._answered_at) <= bound
 
     def status(self) -> ServingStatus | None:
         """What is served; None while the process does not answer."""
@@ -221,6 +233,15 @@ def is_alive(pid: int) -> bool:
         except ProcessLookupError:
             return False
         return True
+
+
+def _age_s(pid: int) -> float:
+    """Seconds since a process was started (proc(5), field 22 of `stat`); 0 where there is no /proc to look in."""
+    try:
+        ticks = int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
+    except OSError:
+        return 0.0
+    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
 
 
 def _mark(config: AgentConfig) -> tuple[str, ...]:

@@ -70,7 +70,8 @@ def command(
         float, typer.Option("--poll-seconds", min=0, help="Look for changed models this often; 0 = never.")
     ] = 0.0,
     state_dir: Annotated[
-        Path | None, typer.Option("--state-dir", metavar="DIR", help="Keep version labels and built engines here over restarts.")
+        Path | None,
+        typer.Option("--state-dir", metavar="DIR", help="Keep version labels and engines here over restarts."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the address as JSON, not a text.")] = False,
 ) -> None:

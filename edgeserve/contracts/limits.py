@@ -328,7 +328,7 @@ SERVING_START_S: Final = 180.0
 SERVING_LOAD_S: Final = 300.0
 """Loading and warming up one variant in the serving process."""
 SERVING_SILENT_S: Final = 30.0
-"""A serving process that answered before and is silent for this long hangs: its event loop is never busy for seconds."""
+"""A serving process that answered before and is silent this long hangs: its event loop is never busy for seconds."""
 START_EXTENSION_S: Final = 60.0
 """What a start under systemd asks for at a time; a control loop that hangs while it starts is ended within it."""
 MAX_NOTIFY_STATUS_BYTES: Final = 1000
@@ -370,6 +370,42 @@ ISOLATION_CRASHES: Final = 5
 """Crashes within ISOLATION_CRASH_WINDOW_S from which a model is restarted; one more and it stays down."""
 ISOLATION_CRASH_WINDOW_S: Final = 600.0
 """A crash is forgotten after this: a worker that an overfull memory ends now and then is no loop."""
+
+# Handlers (Python beside a model, in a process of its own) ---------------------------------------------
+HANDLER_MEMORY_BYTES: Final = 2 * GIB
+"""Address space of a handler's process unless its file says another number: interpreter and numpy reserve 0.4 GiB."""
+MAX_HANDLER_MEMORY_BYTES: Final = 16 * GIB
+"""... and the most that it may say."""
+HANDLER_CALL_S: Final = 30.0
+"""Seconds of one step of a handler unless its file says another number."""
+MAX_HANDLER_CALL_S: Final = 300.0
+"""... and the most that it may say: five times what any client waits."""
+HANDLER_START_S: Final = 120.0
+"""Start of a handler's process and its `load`: a vocabulary of 100 MB is read in seconds on the smallest board."""
+HANDLER_CLOSE_S: Final = 5.0
+"""A process that was killed is gone after this, or the kernel holds it."""
+HANDLER_IDLE_CPU_S: Final = 10
+"""Processor time of a handler between two calls: what it computes then no one asked for."""
+HANDLER_HEAD_BYTES: Final = 64 * KIB
+"""Names and shapes of a message to or from a handler: a thousand tensors fit."""
+HANDLER_TENSOR_BYTES: Final = 256 * MIB
+"""Tensors of one message: MAX_REQUEST_BYTES in and four times as much out."""
+HANDLER_FILES: Final = 64
+"""Descriptors that a handler may have open: its files are read in `load`, one after another."""
+HANDLER_TASKS: Final = 256
+"""Threads of all handlers together where they run under a user of their own."""
+HANDLER_COPY_BYTES: Final = 1 * GIB
+"""Files beside a handler that are copied where it runs under another user, who may not see the original folder."""
+HANDLER_CRASHES: Final = 5
+"""Crashes and hangs within HANDLER_CRASH_WINDOW_S that are followed by a new process; one more and it stays down."""
+HANDLER_CRASH_WINDOW_S: Final = 600.0
+"""A crash is forgotten after this."""
+HANDLER_LOG_LINE_CHARS: Final = 1000
+"""One line of what a handler prints; the rest of it is left out."""
+HANDLER_LOG_BYTES: Final = 64 * KIB
+"""What of a handler's printing is logged within HANDLER_LOG_WINDOW_S; the rest is counted and thrown away."""
+HANDLER_LOG_WINDOW_S: Final = 60.0
+"""... which keeps a device's journal below 100 MB a day at the worst."""
 
 # Fleet ---------------------------------------------------------------------------------------------
 MAX_API_BODY_BYTES: Final = 1 * MIB

@@ -67,6 +67,8 @@ class OpenVinoRuntime:
         reason = ""
         try:
             device = _device(core, options)
+            if base(device) != base(options.device):  # simulated: its settings mean nothing to another device
+                options = msgspec.structs.replace(options, settings={})
             compiled = _open(core, path, device, options)
         except DeviceError as error:
             if not options.fallback or base(options.device) == "CPU" or is_chooser(options.device):

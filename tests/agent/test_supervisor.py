@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from edgeserve.contracts.errors import DeviceError
-from edgeserve.contracts.limits import BACKOFF_MAX_S, SERVING_LOAD_S
-from edgeserve_agent.supervisor import Supervisor, is_alive
+from edgeserve.contracts.limits import BACKOFF_MAX_S, SERVING_LOAD_S, SERVING_SILENT_S
+from edgeserve_agent.supervisor import Supervisor, _age_s, is_alive
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs /proc")
 SLEEPING = "import time; time.sleep(600)"
@@ -83,3 +83,20 @@ def test_a_dead_child_that_nobody_waited_for_is_not_alive(eventually):
         eventually(lambda: not is_alive(process.pid))
     finally:
         process.wait()
+
+
+def test_an_old_process_that_does_not_answer_gets_no_new_time_to_load_in(configure, command, left_behind, monkeypatch):
+    monkeypatch.setattr("edgeserve_agent.supervisor._age_s", lambda _pid: 3600.0)
+    supervisor = Supervisor(configure(), command=command)
+    supervisor.adopt()
+    now = time.monotonic()
+    supervisor.poll(now + SERVING_SILENT_S / 2)
+    assert is_alive(left_behind.pid)
+    assert supervisor.is_live(now + SERVING_SILENT_S / 2, silence_s=1.0)
+    supervisor.poll(now + SERVING_SILENT_S + 1)
+    left_behind.wait(10)
+
+
+def test_the_age_of_a_process_is_known(left_behind):
+    assert 0.0 < _age_s(left_behind.pid) < 60.0
+    assert _age_s(2**30) == 0.0

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
 
-from edgeserve.contracts.errors import ConflictError, EdgeServeError, NotFoundError
-from edgeserve.contracts.model_config import ModelConfig
+from edgeserve.contracts.errors import ConflictError, DeviceError, EdgeServeError, NotFoundError
+from edgeserve.contracts.model_config import Isolation, ModelConfig
 from edgeserve.contracts.names import model_name
 from edgeserve_agent.serving import model_labels
 from edgeserve_agent.serving.config_file import read_config
@@ -26,6 +27,8 @@ from edgeserve_agent.serving.standalone import check_name
 
 _LOG: Final = logging.getLogger(__name__)
 FOLDER: Final = "models"
+ENGINES: Final = "engines"
+"""Folder of the state directory for what is built of models here; `edgeserve_agent.finalize` describes it."""
 
 
 def settings_path(state_dir: Path, model: str) -> Path:
@@ -94,17 +97,58 @@ class FleetModels:
             _LOG.error("%s is served without its settings: %s", model, error.message)
             config = ModelConfig()
         try:
-            await self._plane.load(identity, self._opener(folder, config))
+            await self._load(identity, folder, config)
         except EdgeServeError as error:
             plain = ModelConfig(isolation=config.isolation)
             if config == plain or key not in self._wanted:  # unloaded meanwhile: it is not the settings' fault
                 raise
             _LOG.error("%s %s does not load with its settings: %s", model, identity.version, error.message)
             config = plain
-            await self._plane.load(identity, self._opener(folder, config))
+            await self._load(identity, folder, config)
         self._variants[model, identity.release] = _Variant(identity=identity, folder=folder)
         self._configs[model] = config
         self._place_labels(model)
+
+    async def _load(self, identity: Identity, folder: Path, config: ModelConfig) -> None:
+        await self._build(identity, folder, config)
+        if (identity.model, identity.release) not in self._wanted:
+            raise DeviceError(f"{identity.model} {identity.version} was unloaded while its engine was being built")
+        await self._plane.load(identity, self._opener(folder, config))
+
+    async def _build(self, identity: Identity, folder: Path, config: ModelConfig) -> None:
+        """Build an engine that is not in the cache any more, beside everything that answers, in a child process.
+
+        Raises:
+            EdgeServeError: It cannot be built.
+        """
+        stop = threading.Event()
+        name = f"{identity.model} {identity.version}"
+        try:
+            await asyncio.to_thread(self._build_now, name, folder, config, stop)
+        finally:
+            stop.set()  # the thread goes on when this is cancelled
+
+    def _build_now(self, name: str, folder: Path, config: ModelConfig, stop: threading.Event) -> None:
+        from edgeserve.runtimes.variant import find_runtime, read_contract, unbuilt
+
+        if self._simulate or read_contract(folder).finalize is None:
+            return
+        from edgeserve_agent.finalize import finalize
+
+        cache = self._state_dir / ENGINES
+        if config.isolation is Isolation.NONE:  # else no runtime is imported here, and the child process finds out
+            why = unbuilt(
+                folder, simulate=False, find=lambda runtime: find_runtime(config.runtime or runtime), cache=cache
+            )
+            if not why:
+                return
+            _LOG.warning("%s is not ready before its engine is built: %s", name, why)
+
+        def progress(text: str) -> None:
+            _LOG.info("%s: %s", name, text)
+
+        finalize(folder, cache=cache, simulate=False, threads=self._threads, stop=stop, progress=progress)
+        _LOG.info("%s: its engine is built", name)
 
     def unload(self, model: str, release: str) -> None:
         """Drop a variant when its last request is done. What is not there is no error."""
@@ -190,4 +234,11 @@ class FleetModels:
             self._plane.set_label(model, label, place.stands_for if place and place.stands_for in ready else None)
 
     def _opener(self, folder: Path, config: ModelConfig) -> partial[Opened]:
-        return partial(open_variant, folder, simulate=self._simulate, threads=self._threads, config=config)
+        return partial(
+            open_variant,
+            folder,
+            simulate=self._simulate,
+            threads=self._threads,
+            config=config,
+            cache=self._state_dir / ENGINES,
+        )

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from edgeserve import plugins
 from edgeserve.contracts.errors import EdgeServeError, InputError
 from edgeserve.contracts.limits import TUNE_RESERVE_BYTES
 from edgeserve_agent.serving.cores import worker_threads
@@ -17,6 +16,7 @@ from edgeserve_agent.tune.messages import Ready
 from edgeserve_agent.tune.objective import ROUNDS, Goal, Point, Round, choose
 from edgeserve_agent.tune.search import next_pass
 from edgeserve_agent.tune.space import Configuration, Space, space_of
+from edgeserve_devices.probe import installed_runtimes
 
 EXPLORING: Final = 0.5
 """Share of the time that new configurations are tried in at least; the rest tells apart what is good."""
@@ -27,6 +27,8 @@ _WINDOW_S: Final = (0.05, 1.0)
 _WINDOWS: Final = 300
 """Windows that fit the time `tune` is given: 15 configurations at three loads, eight rounds of some."""
 _NULL: Final = "null"
+_OF_THEIR_OWN: Final = (_NULL, "python")
+"""Runtimes whose models no other runtime has."""
 """Answers nothing of what the model would."""
 
 Progress = Callable[[float, float, str], None]
@@ -128,12 +130,12 @@ class _Tuning:
         )
 
     def _runtimes(self, default: Configuration, own: str) -> tuple[list[str], dict[str, str]]:
-        """Runtimes that can load the model beside its own, found by trying."""
-        if own == _NULL or self._request.subject.base.runtime:
+        """Installed runtimes that can load the model beside its own, found by trying."""
+        if own in _OF_THEIR_OWN or self._request.subject.base.runtime:
             return [], {}
         found, passed_over = [], {}
-        for name in plugins.names(plugins.RUNTIMES):
-            if name in (own, _NULL):
+        for name in installed_runtimes():
+            if name in (own, *_OF_THEIR_OWN):
                 continue
             self._tell(f"trying {name}")
             try:
