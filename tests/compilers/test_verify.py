@@ -11,7 +11,7 @@ from edgeserve.contracts.errors import InputError
 from edgeserve.contracts.task import Boxes, ImageInput, Kind, Task
 from edgeserve.contracts.tensors import Datatype, Signature, TensorSpec
 from edgeserve.golden import GoldenMismatch, reproduce
-from edgeserve.runtimes.base import Tensor, Tensors
+from edgeserve.runtimes.base import ONE_DEVICE, Tensor, Tensors
 from edgeserve.task.decode import fields
 from edgeserve_compilers.data.dataset import Dataset
 from edgeserve_compilers.tolerance import golden_rows, golden_set, tolerance
@@ -27,6 +27,8 @@ QUANTIZED = (np.round(LOGITS / STEP) * STEP).astype(np.float32)
 
 class Table:
     executing_device = "CPU"
+    fallback = ""
+    placement = ONE_DEVICE
     signature = Signature(
         inputs=(TensorSpec(name="x", datatype=Datatype.FP32, shape=(-1, 1)),),
         outputs=(TensorSpec(name="y", datatype=Datatype.FP32, shape=(-1, CLASSES)),),

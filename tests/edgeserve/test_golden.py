@@ -12,7 +12,7 @@ from edgeserve.contracts.task import Boxes, Kind, Task
 from edgeserve.contracts.tensors import Datatype, Signature, TensorSpec
 from edgeserve.contracts.variant import Tolerance
 from edgeserve.golden import Golden, GoldenMismatch, compare, reproduce
-from edgeserve.runtimes.base import Tensor, Tensors
+from edgeserve.runtimes.base import ONE_DEVICE, Tensor, Tensors
 from edgeserve.runtimes.rows import run_sequences
 
 ROWS, CLASSES = 32, 10
@@ -27,6 +27,8 @@ class Table:
     """A device that looks its answers up: row `i` of `answers` for input `i`."""
 
     executing_device = "CPU"
+    fallback = ""
+    placement = ONE_DEVICE
 
     def __init__(self, answers: np.ndarray, *, batch: int = -1, name: str = "logits") -> None:
         self.signature = Signature(
@@ -162,6 +164,8 @@ class Decay:
     """Carries a running mean from step to step, or forgets it."""
 
     executing_device = "CPU"
+    fallback = ""
+    placement = ONE_DEVICE
     signature = Signature(
         inputs=tuple(TensorSpec(name=name, datatype=Datatype.FP32, shape=(-1, 2)) for name in ("x", "mean")),
         outputs=tuple(TensorSpec(name=name, datatype=Datatype.FP32, shape=(-1, 2)) for name in ("mean_now", "y")),

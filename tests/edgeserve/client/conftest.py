@@ -45,6 +45,11 @@ SERVED = {
 }
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _heap(small_heap: None) -> None:
+    """Servers run within the tests' process."""
+
+
 @pytest.fixture(scope="module")
 def server_url() -> Iterator[str]:
     """A model server with the null models of SERVED, release RELEASE, version 1.0; the model `late` never comes."""

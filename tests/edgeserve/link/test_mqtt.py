@@ -1,28 +1,20 @@
 from __future__ import annotations
 
-import datetime as dt
-import ipaddress
 import logging
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from edgeserve.contracts import topics
 from edgeserve.contracts.errors import InputError, TransientError
 from edgeserve.contracts.limits import MAX_MQTT_PACKET_BYTES
 from edgeserve.link import mqtt
-from edgeserve.link.base import LinkConfig, LinkState, Will
-from edgeserve.link.mosquitto import Mosquitto, find_mosquitto
+from edgeserve.link.base import LinkConfig, Will
+from edgeserve.link.mosquitto import Mosquitto
 from edgeserve.link.mqtt import MqttLink
 
 CONNACK = bytes([0x20, 3, 0, 0, 0])  # session not present, success, no properties
@@ -164,135 +156,6 @@ class TestAccess:
         assert "no user name" in stranger.states[0].reason
 
 
-class TestReconnect:
-    def test_a_killed_broker_is_found_again_and_subscriptions_are_renewed(self, broker, peer, until) -> None:
-        device = peer("default.a", subscribe=(topics.desired("default.a"),))
-        device.react = lambda state: (
-            state.connected and device.link.publish(topics.reported("default.a"), b"again", retain=True)
-        )
-        manager = peer("fm", subscribe=(topics.EVERY_REPORTED,))
-        broker.kill()
-        until(lambda: not device.link.connected and not manager.link.connected, "both have noticed")
-        with pytest.raises(TransientError):
-            device.link.publish(topics.reported("default.a"), b"lost")
-        broker.start()
-        until(lambda: device.connects() == 2 and manager.connects() == 2, "both are back")
-        assert not device.states[-1].session_present, "a killed broker has forgotten the session"
-        until(lambda: b"again" in manager.payloads(), "what on_state publishes arrives")
-        manager.publish(topics.desired("default.a"), b"document", retain=True)
-        until(device.messages.__len__, "the renewed subscription works")
-
-    def test_a_session_survives_a_clean_restart_of_the_broker(self, broker, peer, until) -> None:
-        device = peer("default.a", subscribe=(topics.ack("default.a"),))
-        device.link.stop()
-        manager = peer("fm")
-        assert manager.publish(topics.ack("default.a"), b"while away").wait(5)
-        assert manager.publish(topics.HALT, b"retained", retain=True).wait(5)
-        broker.stop()
-        broker.start()
-        device = peer("default.a", subscribe=(topics.HALT,))
-        assert device.states[0] == LinkState(connected=True, session_present=True)
-        until(lambda: sorted(device.payloads()) == [b"retained", b"while away"], "both arrive")
-
-    def test_a_clean_start_forgets_the_session(self, peer) -> None:
-        peer("default.a").link.stop()
-        assert peer("default.a").states[0].session_present
-        peer("default.a", clean_start=True).link.stop()
-        assert not peer("fm", clean_start=True).states[0].session_present
-
-    def test_what_was_not_acknowledged_when_the_connection_broke_fails_and_is_not_sent_again(
-        self, silent_server, until, monkeypatch
-    ) -> None:
-        monkeypatch.setattr(mqtt, "MQTT_FLUSH_S", 0.1)
-        url = silent_server(CONNACK)
-        link = MqttLink(LinkConfig(url=url, client_id="x"), on_message=print, on_state=lambda _state: None)
-        link.start()
-        until(lambda: link.connected, "it is connected")
-        token = link.publish("t", b"unanswered")
-        assert not token.wait(0.05)
-        assert not token.reason
-        assert not link.drain(0.05)
-        stopping = threading.Thread(target=link.stop)
-        stopping.start()
-        assert not token.wait(10)
-        assert token.reason == "connection lost"
-        stopping.join()
-        with pytest.raises(TransientError):
-            link.publish("t", b"after the stop")
-
-    @pytest.mark.parametrize(
-        ("answer", "reason", "attempts"),
-        [
-            pytest.param(CONNACK + b"\xe0\x01\x8e", "Session taken over", [4, 5, 6], id="taken-over"),
-            pytest.param(CONNACK + b"\xe0\x01\x8b", "Server shutting down", [0, 1, 2], id="shutting-down"),
-            pytest.param(b"\x20\x03\x00\x87\x00", "not authorised: ", [4, 5, 6], id="not-authorised"),
-            pytest.param(b"\x20\x03\x00\x89\x00", "refused: ", [0, 1, 2], id="busy"),
-        ],
-    )
-    def test_a_broker_that_throws_out_is_named_and_approached_ever_more_slowly(
-        self, silent_server, until, monkeypatch, answer: bytes, reason: str, attempts: list[int]
-    ) -> None:
-        seen: list[int] = []
-        monkeypatch.setattr(mqtt, "next_delay", lambda attempt, _random: seen.append(attempt) or 0.0)
-        states: list[LinkState] = []
-        link = MqttLink(LinkConfig(url=silent_server(answer), client_id="x"), on_message=print, on_state=states.append)
-        link.start()
-        until(lambda: len(seen) >= 3, "it tried three times")
-        link.stop()
-        assert seen[:3] == attempts
-        assert reason in next(state.reason for state in states if not state.connected)
-
-    @pytest.mark.parametrize(
-        "answer",
-        [
-            pytest.param(b"HTTP/1.1 400 Bad Request\r\n\r\n", id="http"),
-            pytest.param(b"\x20\xff\xff\xff\xff\xff", id="endless-length"),
-            pytest.param(CONNACK + b"\x30\x02\xff\xff", id="publish-beyond-its-end"),
-            pytest.param(CONNACK + b"\x40\x01\x00", id="short-puback"),
-            pytest.param(b"\x20\x02\x00\x87", id="refused-without-properties"),
-        ],
-    )
-    def test_a_server_that_is_no_broker_is_left_and_tried_again(
-        self, silent_server, until, monkeypatch, answer: bytes
-    ) -> None:
-        monkeypatch.setattr(mqtt, "MQTT_CONNECT_TIMEOUT_S", 0.3)
-        states: list[LinkState] = []
-        config = LinkConfig(url=silent_server(answer), client_id="x")
-        link = MqttLink(config, on_message=print, on_state=states.append)
-        link.start()
-        until(lambda: any(not state.connected for state in states), "it gave up")
-        assert states[-1].reason
-        assert link._thread.is_alive()
-        link.stop()
-
-    def test_a_broker_that_does_not_answer_is_given_up(self, silent_server, until, monkeypatch) -> None:
-        monkeypatch.setattr(mqtt, "MQTT_CONNECT_TIMEOUT_S", 0.2)
-        states: list[LinkState] = []
-        link = MqttLink(LinkConfig(url=silent_server(b""), client_id="x"), on_message=print, on_state=states.append)
-        link.start()
-        until(states.__len__, "it gave up")
-        assert states[0].reason == "the broker does not answer"
-        link.stop()
-
-    def test_no_broker_is_told_once_and_stopping_does_not_wait_for_one(self, until) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as gone:
-            port = gone.getsockname()[1]
-        states: list[LinkState] = []
-        config = LinkConfig(url=f"mqtt://127.0.0.1:{port}", client_id="x")
-        link = MqttLink(config, on_message=print, on_state=states.append)
-        link.start()
-        until(states.__len__, "it was told")
-        assert f"127.0.0.1:{port}" in states[0].reason
-        link.stop()
-        assert not link._thread.is_alive()
-        assert len(set(states)) == len(states)
-
-    def test_a_link_that_was_never_started_can_be_stopped(self) -> None:
-        link = MqttLink(LinkConfig(url="mqtt://127.0.0.1:1", client_id="x"), on_message=print, on_state=print)
-        link.stop()
-        link.stop()
-
-
 class TestStop:
     def test_stopping_lets_messages_in_flight_arrive(self, peer, until) -> None:
         manager = peer("fm", subscribe=(topics.EVERY_EVENT,))
@@ -391,82 +254,6 @@ class TestBounds:
         with pytest.raises(TransientError, match="acknowledge"):
             link.publish("t", b"")
         link.stop()
-
-
-class TestTls:
-    def test_a_broker_is_reached_by_tls_and_only_when_its_authority_is_trusted(self, tmp_path, until) -> None:
-        _write_certificates(tmp_path)
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            port = probe.getsockname()[1]
-        config = tmp_path / "tls.conf"
-        config.write_text(
-            f"listener {port} 127.0.0.1\nallow_anonymous true\nuser root\n"
-            f"certfile {tmp_path / 'server.pem'}\nkeyfile {tmp_path / 'server.key'}\n"
-        )
-        log = (tmp_path / "log").open("wb")
-        with log, subprocess.Popen([find_mosquitto(), "-c", config], stdout=log, stderr=log) as child:
-            try:
-                states: list[LinkState] = []
-                messages: list[bytes] = []
-                link = MqttLink(
-                    LinkConfig(url=f"mqtts://127.0.0.1:{port}", client_id="x", ca_file=str(tmp_path / "ca.pem")),
-                    on_message=lambda message: messages.append(message.payload),
-                    on_state=states.append,
-                )
-                link.subscribe("t")
-                link.start()
-                until(lambda: link.connected, "it is connected")
-                payload = bytes(200_000)  # larger than a TLS record: the rest waits where poll does not see it
-                assert link.publish("t", payload).wait(10)
-                until(lambda: messages == [payload], "the message arrives")
-                link.stop()
-
-                distrusted: list[LinkState] = []
-                other = MqttLink(
-                    LinkConfig(url=f"mqtts://127.0.0.1:{port}", client_id="y"),
-                    on_message=print,
-                    on_state=distrusted.append,
-                )
-                other.start()
-                until(distrusted.__len__, "it refuses")
-                other.stop()
-                assert "certificate" in distrusted[0].reason
-                assert not any(state.connected for state in distrusted)
-            finally:
-                child.terminate()
-
-    def test_a_file_that_is_no_authority_is_refused(self, tmp_path: Path) -> None:
-        (tmp_path / "empty.pem").write_text("not a certificate")
-        for name in ("empty.pem", "missing.pem"):
-            config = LinkConfig(url="mqtts://broker", client_id="x", ca_file=str(tmp_path / name))
-            with pytest.raises(InputError, match=name):
-                MqttLink(config, on_message=print, on_state=print)
-
-
-def _write_certificates(folder: Path) -> None:
-    """An authority and a certificate for 127.0.0.1 that it signed."""
-    now = dt.datetime.now(dt.timezone.utc)
-    keys = {name: ec.generate_private_key(ec.SECP256R1()) for name in ("ca", "server")}
-    names = {name: x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"test {name}")]) for name in keys}
-    for name, key in keys.items():
-        address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(names[name])
-            .issuer_name(names["ca"])
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - dt.timedelta(hours=1))
-            .not_valid_after(now + dt.timedelta(hours=1))
-            .add_extension(x509.BasicConstraints(ca=name == "ca", path_length=None), critical=True)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(keys["ca"].public_key()), critical=False)
-            .add_extension(address, critical=False)
-            .sign(keys["ca"], hashes.SHA256())
-        )
-        (folder / f"{name}.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-        pkcs8, plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        (folder / f"{name}.key").write_bytes(key.private_bytes(serialization.Encoding.PEM, pkcs8, plain))
 
 
 def test_the_tests_have_a_broker(broker: Mosquitto) -> None:

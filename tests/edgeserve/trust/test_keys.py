@@ -102,7 +102,7 @@ def test_key_ids_are_those_of_the_tuf_specification() -> None:
     "text",
     ["", "ed25519:", "rsa:" + "A" * 44, "ed25519:" + "A" * 42, "ed25519:" + base64.b64encode(bytes(31)).decode(),
      "ed25519:" + base64.b64encode(bytes(33)).decode(), "ed25519:" + "!" * 44, "ed25519:" + "ä" * 44,
-     SigningKey.generate().public.text + "\n", "ed25519:\x1b[31m"],
+     PublicKey(bytes(range(32))).text + "\n", "ed25519:\x1b[31m"],
     ids=ascii,
 )  # fmt: skip
 def test_text_that_is_no_public_key_is_refused(text: str) -> None:
