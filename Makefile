@@ -7,7 +7,7 @@ PARALLEL = -n $(PROCESSES) --maxprocesses 4 --dist loadfile --no-loadscope-reord
 export EDGESERVE_MOSQUITTO ?= $(wildcard $(CURDIR)/.cache/mosquitto/mosquitto)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check arm64 bench bench-serving bench-compile bench-footprint bundle fuzz soak wheel-matrix docs clean setup-demo setup-dev
+.PHONY: help demo test test-pythons check arm64 bench bench-serving bench-compile bench-footprint bundle fuzz soak wheel-matrix docs clean setup-demo setup-dev
 
 help:            ## Show the verbs
 	@grep -hE '^[a-z0-9-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
@@ -17,6 +17,9 @@ demo: setup-demo ## The whole story on one machine: compile, serve, roll out, ta
 
 test: setup-dev  ## Run every test (ARGS="-k name", PROCESSES=logical)
 	@. scripts/environment.sh && $(BIN)/pytest $(PARALLEL) $(ARGS)
+
+test-pythons:    ## Run the tests of what runs on devices with Python 3.10 and 3.13, minutes (scripts/pythons.sh)
+	@scripts/pythons.sh $(ARGS)
 
 check: setup-dev ## Format, lint, types, layers, generated docs
 	$(BIN)/ruff format --check .

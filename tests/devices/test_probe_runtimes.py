@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,8 @@ def test_what_a_library_prints_is_not_taken_for_its_answer() -> None:
 
 
 def test_the_runtimes_here_name_their_devices_and_leave_no_file(tmp_path: Path, monkeypatch) -> None:
+    if find_spec("openvino") is None:
+        pytest.skip("openvino is not installed: pip install 'edgeserve[openvino]'")
     monkeypatch.setenv("HOME", str(tmp_path))
     onnx, openvino = ask_runtimes(("onnxruntime", "openvino"))
     assert "CPUExecutionProvider" in onnx.devices
@@ -84,5 +87,7 @@ def test_the_runtimes_here_name_their_devices_and_leave_no_file(tmp_path: Path, 
 def test_versions_are_read_without_importing() -> None:
     before = set(sys.modules)
     versions = package_versions()
-    assert {"onnxruntime", "openvino"} <= versions.keys()
+    here = {name for name in ("onnxruntime", "openvino") if find_spec(name)}
+    assert "onnxruntime" in here
+    assert here <= versions.keys()
     assert not {"onnxruntime", "openvino"} & (set(sys.modules) - before)

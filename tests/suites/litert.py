@@ -8,9 +8,13 @@ from typing import Any
 
 import flatbuffers
 import numpy as np
-from ai_edge_litert import schema_py_generated as schema
+import pytest
 
 from tests.suites.models import CLASSES
+
+pytest.importorskip("ai_edge_litert", reason="ai-edge-litert is not installed: pip install 'edgeserve[litert]'")
+
+from ai_edge_litert import schema_py_generated as schema
 
 FLOAT32, INT8, INT32, STRING = (getattr(schema.TensorType, name) for name in ("FLOAT32", "INT8", "INT32", "STRING"))
 

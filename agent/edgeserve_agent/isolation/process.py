@@ -110,7 +110,7 @@ class WorkerProcess:
         except queue.Empty:
             return None
         if lane is None or self._condemned:
-            self._free.put(lane)
+            self._put_back(lane)
             return None
         return lane
 
@@ -120,9 +120,7 @@ class WorkerProcess:
             # The answer of a call that was given up may still come, and must not be taken for another's.
             self._condemned = True
             self.kill()
-        self._free.put(lane)
-        if self.ended.is_set():
-            self._drain()
+        self._put_back(lane)
 
     def kill(self, why: str = "") -> None:
         """End the process at once; nothing happens when it is gone.
@@ -166,6 +164,11 @@ class WorkerProcess:
         self.ended.set()
         self._drain()
         return self.how
+
+    def _put_back(self, lane: Lane | None) -> None:
+        self._free.put(lane)
+        if self.ended.is_set():  # `finish` may have drained already, while the lane was out
+            self._drain()
 
     def _drain(self) -> None:
         """Close the lanes that nobody uses and tell those who wait for one."""

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,6 @@ from edgeserve.contracts.errors import (
     InputError,
     NotFoundError,
 )
-from edgeserve.runtimes.openvino import OpenVinoRuntime
 from edgeserve_agent.serving.model_folder import ModelFolders, is_repository
 from edgeserve_agent.serving.model_source import OpenOptions
 from edgeserve_agent.serving.opened import warm_up
@@ -176,8 +176,11 @@ def test_a_release_is_a_version_by_folder_or_by_counter(root: Path, folders: Mod
 
 
 def test_the_end_of_the_file_says_the_runtime(root: Path, folders: ModelFolders):
-    assert OpenVinoRuntime.name == "openvino"  # imported first, it keeps the library from calling home
-    import openvino
+    if find_spec("openvino") is None:
+        pytest.skip("openvino is not installed: pip install 'edgeserve[openvino]'")
+    import edgeserve.runtimes.openvino  # noqa: F401 - first: it keeps the library from calling home
+
+    import openvino  # isort: skip
 
     source = put_version(root.parent / "source", "m", 1, adds=1)
     (root / "m" / "1").mkdir(parents=True)

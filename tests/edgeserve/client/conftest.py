@@ -121,6 +121,7 @@ class FleetProcess:
 
 @pytest.fixture(scope="session")
 def fleet_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FleetProcess]:
+    pytest.importorskip("uvicorn", reason="uvicorn is not installed: pip install 'edgeserve[fleet]'")
     process = FleetProcess(tmp_path_factory.mktemp("fleet"))
     process.start()
     yield process

@@ -337,6 +337,7 @@ def serve(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_port_in_use_is_named(tmp_path):
+    pytest.importorskip("uvicorn", reason="uvicorn is not installed: pip install 'edgeserve[fleet]'")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

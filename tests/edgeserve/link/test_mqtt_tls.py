@@ -70,6 +70,13 @@ class TestTls:
                 MqttLink(config, on_message=print, on_state=print)
 
 
+def _usage(*, authority: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not authority, key_cert_sign=authority, crl_sign=authority, content_commitment=False,
+        key_encipherment=False, data_encipherment=False, key_agreement=False, encipher_only=False, decipher_only=False,
+    )  # fmt: skip
+
+
 def _write_certificates(folder: Path) -> None:
     """An authority and a certificate for 127.0.0.1 that it signed."""
     now = dt.datetime.now(dt.timezone.utc)
@@ -89,6 +96,7 @@ def _write_certificates(folder: Path) -> None:
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(keys["ca"].public_key()), critical=False)
             .add_extension(address, critical=False)
+            .add_extension(_usage(authority=name == "ca"), critical=True)  # from Python 3.13 on demanded of authorities
             .sign(keys["ca"], hashes.SHA256())
         )
         (folder / f"{name}.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))

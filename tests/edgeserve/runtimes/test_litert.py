@@ -11,16 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ai_edge_litert import schema_py_generated as schema
 from hypothesis import given
 from hypothesis import strategies as st
+
+pytest.importorskip("ai_edge_litert", reason="ai-edge-litert is not installed: pip install 'edgeserve[litert]'")
 
 from edgeserve.contracts.errors import InputError
 from edgeserve.contracts.tensors import Datatype, Signature, TensorSpec
 from edgeserve.runtimes.base import RuntimeOptions, Tensors
 from edgeserve.runtimes.flatbuffer import check_tflite
 from edgeserve.runtimes.litert import LiteRtRuntime
-from tests.suites.litert import FLOAT32, INT8, STRING, Op, T, dense_net, dense_weights, tflite
+from tests.suites.litert import FLOAT32, INT8, STRING, Op, T, dense_net, dense_weights, schema, tflite
 from tests.suites.models import CLASSES
 from tests.suites.runtime import RuntimeCase, RuntimeContract
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+if find_spec("openvino") is None:  # not importorskip, which would import it with its telemetry on
+    pytest.skip("openvino is not installed: pip install 'edgeserve[openvino]'", allow_module_level=True)
 
 from edgeserve.contracts.errors import DeviceError, InputError
 from edgeserve.runtimes.base import RuntimeOptions

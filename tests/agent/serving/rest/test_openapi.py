@@ -13,18 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
-import jsonschema_rs
 import pytest
-import schemathesis
 from hypothesis import strategies as st
-from schemathesis import GenerationMode
-from schemathesis.checks import CHECKS
 
 from edgeserve.contracts.errors import NotFoundError
 from edgeserve_agent.serving import rest
 from edgeserve_agent.serving.rest.api import Api, Route
 from edgeserve_agent.serving.rest.openapi_paths import PATHS
 from edgeserve_agent.serving.rest.openapi_schemas import EXAMPLES, SCHEMAS
+
+pytest.importorskip("schemathesis", reason="schemathesis is not installed")
+
+import jsonschema_rs
+import schemathesis
+from schemathesis import GenerationMode
+from schemathesis.checks import CHECKS
 
 FOLDER = Path(rest.__file__).parent
 EXAMPLES_PER_OPERATION = 25
