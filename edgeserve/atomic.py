@@ -9,10 +9,17 @@ import contextlib
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Final
 
 from edgeserve.contracts.errors import ConflictError, DeviceError
+
+_BINARY: Final[int] = getattr(os, "O_BINARY", 0)
+"""Windows ends lines in its own way else."""
+_SYNCED: Final = os.O_RDWR if sys.platform == "win32" else os.O_RDONLY
+"""How a file is opened that is to be synced: Windows asks for the right to write."""
 
 
 def write_bytes(path: Path, data: bytes, *, mode: int = 0o644, replace: bool = True) -> None:
@@ -36,7 +43,7 @@ def write_chunks(path: Path, chunks: Iterable[bytes], *, mode: int = 0o644, repl
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, mode)
         with os.fdopen(descriptor, "wb") as file:
             for chunk in chunks:
                 file.write(chunk)
@@ -72,7 +79,9 @@ def move(source: Path, destination: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames and new names in `folder` durable."""
+    """Make renames and new names in `folder` durable; Windows cannot open folders, and does so by itself."""
+    if sys.platform == "win32":
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -89,7 +98,7 @@ def sync_tree(folder: Path) -> None:
     try:
         for root, _folders, files in os.walk(folder):
             for name in files:
-                descriptor = os.open(Path(root, name), os.O_RDONLY)
+                descriptor = os.open(Path(root, name), _SYNCED)
                 try:
                     os.fsync(descriptor)
                 finally:

@@ -31,6 +31,7 @@ OWNER = {
     "openvino": ["edgeserve/runtimes/openvino.py", "compilers/edgeserve_compilers/"],
     "paho": ["edgeserve/link/mqtt.py"],
     "securesystemslib": ["edgeserve/trust/"],
+    "tensorrt": ["edgeserve/runtimes/tensorrt.py"],
     "PIL": ["compilers/edgeserve_compilers/html/pictures.py", "edgeserve/task/image.py"],
     "sqlalchemy": ["fleet/edgeserve_fleet/"],
     "tensorflow": ["compilers/edgeserve_compilers/sources/"],

@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgeserve.contracts.errors import EdgeServeError
+from edgeserve.runtimes.handler_trust import trust_only
 from edgeserve_agent.config import DEFAULT_FILE, load
 from edgeserve_agent.daemon import Daemon
 from edgeserve_agent.notify import this_process
+from edgeserve_agent.slots import VARIANTS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,7 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         announcer = this_process()
         flags = {"state_dir": options.state_dir} if options.state_dir else {}
-        return Daemon(load(options.config, os.environ, flags), announcer=announcer).run()
+        config = load(options.config, os.environ, flags)
+        # Whatever the environment said: only what this device's own configuration allows.
+        trust_only(*([config.folder.resolve() / VARIANTS] if config.limits.allow_handlers else []))
+        return Daemon(config, announcer=announcer).run()
     except EdgeServeError as error:
         sys.stderr.write(f"error: {error.message}\n")
         if error.hint:

@@ -113,6 +113,8 @@ class LimitsSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Share of requests that may fail in probation."""
     max_download_bytes_per_day: int = 0
     """0 = no limit."""
+    allow_handlers: bool = False
+    """Releases may bring Python that this device runs, confined."""
 
     def __post_init__(self) -> None:
         _between("minimum_probation_s", self.minimum_probation_s, 0, 7 * 24 * 3600)

@@ -17,6 +17,8 @@ from edgeserve.contracts.limits import MAX_CONFIG_BYTES
 from edgeserve.contracts.names import digest, model_name, version_name
 
 FILE: Final = "slots.json"
+VARIANTS: Final = "variants"
+"""Folder of the state directory: unpacked variants of releases that were verified."""
 
 
 class Slot(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,7 +38,7 @@ class Slot(msgspec.Struct, frozen=True, kw_only=True):
 
     def folder(self, state_dir: Path) -> Path:
         """Where the variant's files lie."""
-        return state_dir / "variants" / self.variant.removeprefix("sha256:")
+        return state_dir / VARIANTS / self.variant.removeprefix("sha256:")
 
 
 class ModelSlots(msgspec.Struct, frozen=True, kw_only=True):

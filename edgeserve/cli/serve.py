@@ -73,6 +73,9 @@ def command(
         Path | None,
         typer.Option("--state-dir", metavar="DIR", help="Keep version labels and engines here over restarts."),
     ] = None,
+    trust_handlers: Annotated[
+        bool, typer.Option("--trust-handlers", help="Let the Python of handlers run, confined (docs/handler.md).")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the address as JSON, not a text.")] = False,
 ) -> None:
     """Serve a model, a release or a folder of models over HTTP until Ctrl-C."""
@@ -87,6 +90,8 @@ def command(
     resources = dict(map(_resource, resource or ()))
     listening = Listening.of(http=http, grpc=grpc, uds=uds, local=local, insecure_dev=insecure_dev)
     with tempfile.TemporaryDirectory(prefix="edgeserve-") as scratch:
+        if trust_handlers:
+            _trust(model, Path(scratch))
         plan = serve_plan(
             model,
             name=name,
@@ -111,6 +116,14 @@ def command(
                 as_json=as_json,
             )
         )
+
+
+def _trust(model: Path, scratch: Path) -> None:
+    """Handlers that lie with the model, and those of the release, but none that a client uploads."""
+    from edgeserve.runtimes import handler_trust
+    from edgeserve_agent.serving.standalone import VARIANTS
+
+    handler_trust.trust_handlers(model if model.is_dir() else model.parent, scratch / VARIANTS)
 
 
 def _resource(text: str) -> tuple[str, int]:

@@ -198,7 +198,18 @@ LOCAL_READ_BYTES: Final = 1 * KIB
 MAX_TRACED_MODELS: Final = 256
 """Models with trace settings of their own: more than any device of the profiles serves."""
 MAX_STREAM_REQUESTS: Final = 1024
-"""Requests of one ModelStreamInfer that wait for their answers, which keep their order: a slow one holds all back."""
+"""Requests of one ModelStreamInfer that wait for their answers, which keep their order: a slow one holds all back, and
+the client must wait."""
+STREAM_BYTES: Final = 16 * MIB
+"""... and their bytes, beyond which the client must wait, too: 27 pictures of 602 KB keep a batching model busy."""
+MAX_INFER_FIELDS: Final = 16_384
+"""Fields of one ModelInferRequest that protobuf is given: an empty input has 2 bytes on the wire and takes 90 in memory
+and a microsecond; the largest models have 300 inputs. Texts in `bytes_contents` count one each."""
+MAX_INFER_PARSED_BYTES: Final = 8 * MIB
+"""... and their bytes, `raw_input_contents` aside: a 640x640 picture in `fp32_contents` has 4.9 MB; 8 MiB of one-byte
+numbers take a quarter of a second of the loop to read, and 64 MB of memory."""
+MAX_GRPC_METHOD_BYTES: Final = 64 * KIB
+"""Request of any other unary method but RepositoryModelLoad: names and settings; as MAX_HEAD_BYTES."""
 MAX_RAW_INPUTS: Final = 1024
 """`raw_input_contents` of one request: empty ones have two bytes on the wire and a hundred in memory."""
 MAX_GRPC_CALLS: Final = 1024

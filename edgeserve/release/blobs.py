@@ -40,7 +40,8 @@ def open_regular(path: Path, *, follow: bool = False) -> BinaryIO:
         InputError: It is not a regular file.
         DeviceError: It cannot be read.
     """
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
+    flags = os.O_RDONLY | _flag("O_CLOEXEC") | _flag("O_NONBLOCK") | _flag("O_BINARY")
+    flags |= 0 if follow else _flag("O_NOFOLLOW")
     try:
         descriptor = os.open(path, flags)
     except (FileNotFoundError, NotADirectoryError):
@@ -53,6 +54,11 @@ def open_regular(path: Path, *, follow: bool = False) -> BinaryIO:
         os.close(descriptor)
         raise InputError(f"{path} is not a regular file")
     return os.fdopen(descriptor, "rb")
+
+
+def _flag(name: str) -> int:
+    """A flag of `os.open` by name; 0 where the system has none such (Windows, or O_BINARY elsewhere)."""
+    return getattr(os, name, 0)
 
 
 class BlobSource(ABC):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
-import resource
+import sys
 from typing import Final
 
 from edgeserve.contracts.limits import DESCRIPTORS_KEPT, MAX_CONNECTIONS
+
+if sys.platform != "win32":  # which has no such limit: a process has as many sockets as memory allows
+    import resource
 
 _LOG: Final = logging.getLogger(__name__)
 _WANTED: Final = MAX_CONNECTIONS * 4 // 3 + DESCRIPTORS_KEPT
@@ -20,6 +23,8 @@ def raise_descriptor_limit() -> int:
     Systems set the soft limit to 1024 for programs that use select(2), which this one does not; programs that can do
     with more are expected to raise it themselves ("File Descriptor Limits", systemd).
     """
+    if sys.platform == "win32":
+        return _WANTED
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _WANTED if hard == resource.RLIM_INFINITY else min(_WANTED, hard)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
@@ -42,5 +47,7 @@ def connections_of(descriptors: int) -> int:
 
 def connection_limit() -> int:
     """Connections that fit the soft limit of this process."""
+    if sys.platform == "win32":
+        return MAX_CONNECTIONS
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else connections_of(soft)

@@ -49,7 +49,7 @@ from edgeserve_agent.serving.local_plan import MappedPlan, Slot, check_plan, map
 if TYPE_CHECKING:
     from edgeserve_agent.serving.local_server import LocalServer
 
-_ONE_DESCRIPTOR: Final = socket.CMSG_LEN(array.array("i").itemsize)
+_ONE_DESCRIPTOR: Final = socket.CMSG_LEN(array.array("i").itemsize) if hasattr(socket, "CMSG_LEN") else 0
 """Room for one: the kernel closes what comes beyond it."""
 _pack = HEAD.pack
 _unpack = HEAD.unpack_from

@@ -31,6 +31,7 @@ from edgeserve_agent.serving.model_source import FoundModel, FoundVersion, OpenO
 from edgeserve_agent.serving.opened import Opened
 from edgeserve_agent.serving.served import Identity
 from edgeserve_agent.serving.standalone import (
+    HANDLER,
     RUNTIMES,
     check_name,
     digest_of,
@@ -203,13 +204,15 @@ def _content(path: Path, config: ModelConfig) -> _Content:
             raise InputError(f"{path} has no {named.name}, which default_model_filename names")
         return _Content(path=named, is_release=False)
     names = _listed(path)
+    if HANDLER in names:
+        return _Content(path=path / HANDLER, is_release=False)
     models = [name for name in names if any(name.endswith(suffix) for suffix in RUNTIMES)]
     usual = [name for name in models if name.startswith("model.")]
     releases = [name for name in names if name.endswith(".tar") or _is_there(path / name / _LAYOUT)]
     candidates = usual or models or releases
     if len(candidates) != 1:
         what = f"{len(candidates)} models: {', '.join(candidates)}"[:200] if candidates else "no model"
-        known = ", ".join(f"model{suffix}" for suffix in RUNTIMES)
+        known = ", ".join(f"model{suffix}" if suffix.startswith(".") else suffix for suffix in RUNTIMES)
         raise InputError(f"{path} has {what}", hint=f"put one of {known} or a release there")
     return _Content(path=path / candidates[0], is_release=candidates == releases)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
 import secrets
@@ -16,7 +15,7 @@ from typing import Final
 import msgspec
 
 from edgeserve import atomic
-from edgeserve.contracts.errors import DeviceError, EdgeServeError
+from edgeserve.contracts.errors import DeviceError, EdgeServeError, UnsupportedError
 from edgeserve_agent import slots
 from edgeserve_agent.control import (
     SOCKET,
@@ -212,6 +211,10 @@ class ServingProcess:
 @contextlib.contextmanager
 def _locked(state_dir: Path) -> Iterator[None]:
     """Hold the state directory; the kernel lets go of it with the process, however that ends."""
+    try:
+        import fcntl
+    except ImportError as error:
+        raise UnsupportedError("the agent of a device needs Linux", hint="use `edgeserve serve` here") from error
     try:
         state_dir.mkdir(parents=True, exist_ok=True)
         file = (state_dir / _LOCK).open("ab")

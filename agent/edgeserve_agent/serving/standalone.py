@@ -26,7 +26,17 @@ if TYPE_CHECKING:
     from edgeserve.release.layout import Release, Variant
 
 _LOG: Final = logging.getLogger(__name__)
-RUNTIMES: Final = {".onnx": "onnxruntime", ".xml": "openvino", ".tflite": "litert", ".null.json": "null"}
+HANDLER: Final = "handler.toml"
+"""The whole name of its file; a model that it is chained to lies beside it."""
+VARIANTS: Final = "variants"
+"""Folder in the scratch folder that variants of releases are unpacked into."""
+RUNTIMES: Final = {
+    ".onnx": "onnxruntime",
+    ".xml": "openvino",
+    ".tflite": "litert",
+    ".null.json": "null",
+    HANDLER: "python",
+}
 """End of a model file's name -> the runtime that loads it."""
 _GOLDEN: Final = "golden.npz"
 
@@ -187,7 +197,7 @@ def open_model_file(
 
 
 def _name_of(path: Path, suffix: str) -> str:
-    stem = path.name.removesuffix(suffix)
+    stem = path.name.removesuffix(suffix) or path.resolve().parent.name
     name = re.sub(r"[^a-z0-9._-]+", "-", stem.lower()).strip("._-")[:64].rstrip("._-")
     if not name:
         raise InputError(f"{path.name!r} does not make a model name", hint="give one with --name")
@@ -233,8 +243,8 @@ def open_release_variant(path: Path, *, options: OpenOptions, config: ModelConfi
 
     release = verify_release(path)
     variant = _choose(release)
-    unpacked = options.scratch / variant.digest.removeprefix("sha256:")
-    options.scratch.mkdir(parents=True, exist_ok=True)
+    unpacked = options.scratch / VARIANTS / variant.digest.removeprefix("sha256:")
+    unpacked.parent.mkdir(parents=True, exist_ok=True)
     release.unpack(variant, unpacked)
     contract, model = load_variant(
         unpacked,

@@ -6,7 +6,6 @@ https://github.com/PINTO0309/onnx2tf
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import subprocess
@@ -20,7 +19,7 @@ from typing import Final
 import msgspec
 
 from edgeserve import atomic
-from edgeserve.contracts.errors import DeviceError, InputError
+from edgeserve.contracts.errors import DeviceError, InputError, UnsupportedError
 from edgeserve.contracts.limits import CONVERTER_INSTALL_S, CONVERTER_S
 from edgeserve_compilers.cache import default_folder
 
@@ -216,6 +215,10 @@ def _no_python() -> DeviceError:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
+    try:
+        import fcntl
+    except ImportError as error:
+        raise UnsupportedError("ONNX becomes TFLite on Linux and macOS only", hint="compile there or in WSL") from error
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = folder.with_name(folder.name + ".lock").open("w")
