@@ -9,7 +9,10 @@ Numbers and names are the wire contract of the Open Inference Protocol (section 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
+
+from edgeserve.contracts.tensors import Datatype
 
 INFERENCE_PACKAGE: Final = "inference"
 HEALTH_PACKAGE: Final = "grpc.health.v1"
@@ -113,3 +116,19 @@ INFERENCE_METHODS: Final = (
     "LogSettings",
 )
 """Unary methods of `GRPCInferenceService`; each takes `<Name>Request` and answers `<Name>Response`."""
+
+CONTENTS_FIELDS: Final[Mapping[Datatype, str]] = {
+    Datatype.BOOL: "bool_contents",
+    Datatype.INT8: "int_contents",
+    Datatype.INT16: "int_contents",
+    Datatype.INT32: "int_contents",
+    Datatype.INT64: "int64_contents",
+    Datatype.UINT8: "uint_contents",
+    Datatype.UINT16: "uint_contents",
+    Datatype.UINT32: "uint_contents",
+    Datatype.UINT64: "uint64_contents",
+    Datatype.FP32: "fp32_contents",
+    Datatype.FP64: "fp64_contents",
+    Datatype.BYTES: "bytes_contents",
+}
+"""Field of `InferTensorContents` for each datatype that has one; FP16 and BF16 have none."""

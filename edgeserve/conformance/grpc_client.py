@@ -12,27 +12,13 @@ import numpy as np
 
 from edgeserve.client.blobs import Tensor, decode_blob, encode_blob
 from edgeserve.client.oip_proto import HEALTH_SERVICE, INFERENCE_SERVICE, messages, service_methods
+from edgeserve.client.oip_schema import CONTENTS_FIELDS
 from edgeserve.conformance.check import NoAnswer, Violation
 from edgeserve.conformance.http import shorten
 from edgeserve.conformance.infer import Given, Got
 from edgeserve.contracts.errors import InputError, MissingLibraryError, TransientError
 from edgeserve.contracts.tensors import Datatype
 
-_CONTENTS: Final = {
-    Datatype.BOOL: "bool_contents",
-    Datatype.INT8: "int_contents",
-    Datatype.INT16: "int_contents",
-    Datatype.INT32: "int_contents",
-    Datatype.INT64: "int64_contents",
-    Datatype.UINT8: "uint_contents",
-    Datatype.UINT16: "uint_contents",
-    Datatype.UINT32: "uint_contents",
-    Datatype.UINT64: "uint64_contents",
-    Datatype.FP32: "fp32_contents",
-    Datatype.FP64: "fp64_contents",
-    Datatype.BYTES: "bytes_contents",
-}
-"""Field of `InferTensorContents` for each datatype that has one; FP16 and BF16 have none."""
 _OPTIONS: Final = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
 
 
@@ -176,7 +162,7 @@ def request(
         tensor = message.inputs.add(name=given.name, datatype=given.datatype.value, shape=given.array.shape)
         if typed:
             values = given.array.ravel().tolist()
-            getattr(tensor.contents, _CONTENTS[given.datatype]).extend(values)
+            getattr(tensor.contents, CONTENTS_FIELDS[given.datatype]).extend(values)
         else:
             message.raw_input_contents.append(bytes(encode_blob(given.datatype, given.array)))
     for name in outputs:
@@ -237,7 +223,7 @@ def shown(method: str, message: object) -> str:
 
 
 def _typed(datatype: Datatype, shape: tuple[int, ...], contents: Any) -> Tensor:  # noqa: ANN401
-    values = list(getattr(contents, _CONTENTS[datatype]))
+    values = list(getattr(contents, CONTENTS_FIELDS[datatype]))
     if datatype is Datatype.BYTES:
         array = np.empty(len(values), dtype=object)
         array[:] = values

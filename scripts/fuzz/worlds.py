@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from edgeserve.contracts.tensors import Datatype, Signature, TensorSpec
+from edgeserve.runtimes.base import ONE_DEVICE
 from edgeserve.runtimes.checks import check_inputs
 from edgeserve_agent.serving.http_protocol import HttpConnection
 from edgeserve_agent.serving.http_server import HttpLimits
@@ -42,6 +43,8 @@ class Echo:
 
     signature = ECHO
     executing_device = "simulator"
+    fallback = ""
+    placement = ONE_DEVICE
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         check_inputs(self.signature, inputs)

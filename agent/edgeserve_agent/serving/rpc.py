@@ -54,6 +54,15 @@ class RpcCall(Protocol):
     def send(self, chunks: Sequence[Message]) -> None:
         """Send one message, given in pieces that are joined on the wire; the pieces must not change afterwards."""
 
+    def pause(self) -> None:
+        """Have no more messages come until `resume`: the client must wait, it has sent faster than they are answered.
+
+        Those that the transport has taken in already, and the end after them, come later.
+        """
+
+    def resume(self) -> None:
+        """Have messages come again, soon but not before this returns."""
+
     def finish(self, code: StatusCode = StatusCode.OK, message: str = "") -> None:
         """End the call with a status. Once; nothing can be sent afterwards."""
 

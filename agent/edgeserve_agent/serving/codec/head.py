@@ -7,6 +7,7 @@ from typing import Any, Final
 import msgspec
 
 from edgeserve.contracts.errors import EdgeServeError, InputError
+from edgeserve.contracts.limits import MAX_REQUEST_ID_CHARS
 from edgeserve.contracts.tensors import Datatype
 from edgeserve_agent.serving.call import Sequence
 from edgeserve_agent.serving.codec.json_tensors import explained
@@ -55,6 +56,19 @@ def parse_head(json: bytes | memoryview) -> RequestHead:
         return _HEAD.decode(json)
     except (msgspec.DecodeError, EdgeServeError, RecursionError, UnicodeDecodeError) as error:
         raise InputError(explained(bytes(json), error)) from error
+
+
+def checked_id(identity: str) -> str:
+    """The id of a request.
+
+    Raises:
+        InputError: It is too long to be kept and given back.
+    """
+    if len(identity) > MAX_REQUEST_ID_CHARS:
+        raise InputError(
+            f"the id of the request has {len(identity)} characters, at most {MAX_REQUEST_ID_CHARS} are allowed"
+        )
+    return identity
 
 
 def flag(parameters: Parameters, name: str, *, default: bool = False) -> bool:

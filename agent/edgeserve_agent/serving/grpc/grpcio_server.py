@@ -168,6 +168,7 @@ class _Call:
     code = StatusCode.OK
     message = ""
     _waiter: asyncio.Future[None] | None = None
+    _paused = False
 
     def __init__(self, path: str, context: Any) -> None:  # noqa: ANN401 - grpcio has no types
         self.path = path
@@ -180,6 +181,12 @@ class _Call:
             name: base64.b64encode(value).decode() if isinstance(value, bytes) else value
             for name, value in self._context.invocation_metadata() or ()
         }
+
+    def pause(self) -> None:
+        self._paused = True
+
+    def resume(self) -> None:
+        self._paused = False
 
     def finish(self, code: StatusCode = StatusCode.OK, message: str = "") -> None:
         if self.finished or self.cancelled:
@@ -257,13 +264,20 @@ class _StreamCall(_Call):
             return None
         message = self._waiting.popleft()
         self._waiting_bytes -= len(message)
-        if self._reader is not None and not self._reader.done():
-            self._reader.set_result(None)
+        self._read_again()
         return message
 
+    def resume(self) -> None:
+        super().resume()
+        self._read_again()
+
+    def _read_again(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
     async def read_on(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Wait until the client has read enough that more requests may be taken."""
-        while self._waiting_bytes > _MAX_WAITING_BYTES:
+        """Wait until the client has read enough, and the service answered enough, that more requests may be taken."""
+        while self._paused or self._waiting_bytes > _MAX_WAITING_BYTES:
             self._reader = loop.create_future()
             await self._reader
 

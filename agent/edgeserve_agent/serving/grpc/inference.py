@@ -12,12 +12,19 @@ from functools import partial
 from typing import Any, Final, NamedTuple
 
 from edgeserve.client.oip_proto import messages, read_message
-from edgeserve.contracts.errors import EdgeServeError, InputError, RejectedError
-from edgeserve.contracts.limits import MAX_CACHED_HEAD_BYTES, MAX_CACHED_HEADS, MAX_STREAM_REQUESTS
+from edgeserve.contracts.errors import EdgeServeError, InputError
+from edgeserve.contracts.limits import (
+    MAX_CACHED_HEAD_BYTES,
+    MAX_CACHED_HEADS,
+    MAX_STREAM_REQUESTS,
+    STREAM_BYTES,
+)
 from edgeserve.runtimes.base import Tensors
 from edgeserve_agent.serving.call import Call
+from edgeserve_agent.serving.codec.head import checked_id
 from edgeserve_agent.serving.dataplane import DataPlane
 from edgeserve_agent.serving.grpc.answer import answer_chunks
+from edgeserve_agent.serving.grpc.fields import check_infer
 from edgeserve_agent.serving.grpc.request import Cutter, Head, Plan, cut, plan_of, read_head, scheduled_call
 from edgeserve_agent.serving.grpc.status import fail, message_of
 from edgeserve_agent.serving.grpc.wire import (
@@ -137,15 +144,18 @@ class Inference:
     def _read(self, message: Message) -> tuple[ServedRelease, Head, str, list[memoryview]]:
         scanned = scan(message)
         if scanned is None:
-            parsed = read_message(messages().ModelInferRequest, message)
+            parsed = _parsed(message)
             check_raw_count(len(parsed.raw_input_contents))
+            identity = checked_id(parsed.id)
             served, head = self._read_head(parsed)
-            return served, head, parsed.id, [memoryview(blob) for blob in parsed.raw_input_contents]
+            return served, head, identity, [memoryview(blob) for blob in parsed.raw_input_contents]
         known = self._heads.get(scanned.head)
+        parsed = _parsed(scanned.head) if known is None else None
+        checked_id(scanned.id)
         if known is not None:
             served, head = self._plane.find(known.model, known.version), known
         else:
-            served, head = self._read_head(read_message(messages().ModelInferRequest, scanned.head))
+            served, head = self._read_head(parsed)
         # A head with numbers in it would keep them in memory.
         if len(scanned.head) <= MAX_CACHED_HEAD_BYTES and not head.typed:
             self._keep(message, scanned, head)
@@ -178,9 +188,10 @@ class Inference:
 class _Slot:
     """One request of a stream."""
 
-    __slots__ = ("answer", "call", "error", "identity")
+    __slots__ = ("answer", "call", "error", "identity", "size")
 
-    def __init__(self) -> None:
+    def __init__(self, size: int) -> None:
+        self.size = size
         self.call: Call | None = None
         self.identity = ""
         self.answer: list[Message] | None = None
@@ -188,7 +199,7 @@ class _Slot:
 
 
 class InferenceStream:
-    """ModelStreamInfer: answers keep the order of the requests.
+    """ModelStreamInfer: answers keep the order of the requests, and a client that asks faster than they come must wait.
 
     An error is an answer and the stream goes on, unless the client asked (metadata `triton_grpc_error`) for a status
     instead, which ends it. Every answer says that it is the last of its request (`triton_final_response`): there is one
@@ -201,6 +212,9 @@ class InferenceStream:
         self._on_end = ended
         self._status_on_error = rpc.metadata.get(_STATUS_ON_ERROR, "").lower() == "true"
         self._slots: deque[_Slot] = deque()
+        self._bytes = 0
+        """Of the requests that wait for their answers."""
+        self._paused = False
         self._last_came = False
         self._drains = False
         self._over = False
@@ -222,24 +236,16 @@ class InferenceStream:
         self._flush()
 
     def _take(self, message: Message) -> None:
-        if len(self._slots) >= 2 * MAX_STREAM_REQUESTS:  # refusals wait for their turn, too
-            fail(self._rpc, self._too_many())
-            self._cancel()
-            return
-        slot = _Slot()
+        slot = _Slot(len(message))
         self._slots.append(slot)
+        self._bytes += slot.size
         try:
-            if len(self._slots) > MAX_STREAM_REQUESTS:
-                raise self._too_many()
             call = self._inference.submit(message, partial(self._done, slot))
         except EdgeServeError as error:
             # The traceback holds this frame, which holds the message.
             slot.error, slot.identity = error.with_traceback(None), _id_of(message)
         else:
             slot.call = call
-
-    def _too_many(self) -> RejectedError:
-        return RejectedError(f"{MAX_STREAM_REQUESTS} requests of this stream wait for their answers already")
 
     def _done(self, slot: _Slot, plan: Plan, identity: str, call: Call, outcome: Tensors | EdgeServeError) -> None:
         slot.identity = identity
@@ -258,8 +264,9 @@ class InferenceStream:
         while slots and not self._over:
             slot = slots[0]
             if slot.answer is None and slot.error is None:
-                return
+                break
             slots.popleft()  # before sending, which may end the call
+            self._bytes -= slot.size
             if slot.answer is not None:
                 self._rpc.send(stream_response((_FINAL, *slot.answer)))
             elif slot.error is not None and self._status_on_error:
@@ -267,10 +274,21 @@ class InferenceStream:
                 self._cancel()
             elif slot.error is not None:
                 self._rpc.send(stream_error(message_of(slot.error), slot.identity))
-        if not self._over and (self._last_came or self._drains):
+        if not self._over and not slots and (self._last_came or self._drains):
             self._end()
             code = StatusCode.OK if self._last_came else StatusCode.UNAVAILABLE
             self._rpc.finish(code, "" if self._last_came else "the server is stopping")
+        elif not self._over:
+            self._pace()
+
+    def _pace(self) -> None:
+        """Have the client wait once enough of its requests do, until half of them are answered."""
+        if not self._paused and (len(self._slots) >= MAX_STREAM_REQUESTS or self._bytes >= STREAM_BYTES):
+            self._paused = True
+            self._rpc.pause()
+        elif self._paused and len(self._slots) <= MAX_STREAM_REQUESTS // 2 and self._bytes <= STREAM_BYTES // 2:
+            self._paused = False
+            self._rpc.resume()
 
     def _cancel(self) -> None:
         self._end()
@@ -295,8 +313,11 @@ def _answered(_call: Call, _outcome: Tensors | EdgeServeError) -> None:
 def _id_of(message: Message) -> str:
     try:
         scanned = scan(message)
-        if scanned is not None:
-            return scanned.id
-        return str(read_message(messages().ModelInferRequest, message).id)
+        return checked_id(str(_parsed(message).id) if scanned is None else scanned.id)
     except InputError:
         return ""
+
+
+def _parsed(message: Message) -> Any:  # noqa: ANN401 - protobuf has no types
+    check_infer(message)
+    return read_message(messages().ModelInferRequest, message)

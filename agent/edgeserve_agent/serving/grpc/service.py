@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from weakref import WeakSet
 
 from edgeserve.client.oip_proto import HEALTH_SERVICE, INFERENCE_SERVICE, read_message, service_methods
 from edgeserve.client.oip_schema import INFERENCE_METHODS
 from edgeserve.contracts.errors import EdgeServeError
+from edgeserve_agent.serving.grpc.fields import check_method
 from edgeserve_agent.serving.grpc.health import Health, HealthWatch
 from edgeserve_agent.serving.grpc.inference import Inference, InferenceStream
 from edgeserve_agent.serving.grpc.methods import (
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 _LOG: Final = logging.getLogger(__name__)
 _STREAM: Final = f"/{INFERENCE_SERVICE}/ModelStreamInfer"
+_LOAD: Final = f"/{INFERENCE_SERVICE}/RepositoryModelLoad"
 _WATCH: Final = f"/{HEALTH_SERVICE}/Watch"
 UNARY: Final = frozenset({f"/{INFERENCE_SERVICE}/{name}" for name in INFERENCE_METHODS} | {f"/{HEALTH_SERVICE}/Check"})
 """Paths of the methods with one message each way."""
@@ -117,7 +119,7 @@ class GrpcService:
         return self._health.status("") == 1
 
     def _watch(self, call: RpcCall, message: Message) -> None:
-        request = read_message(service_methods()[_WATCH].request, message)
+        request = _request(call, message)
         self._began(HealthWatch(call, request.service, self._health, self._long.discard))
 
     def _began(self, call: InferenceStream | HealthWatch) -> None:
@@ -128,7 +130,7 @@ class GrpcService:
     def _answered_later(self, handler: AsyncHandler) -> Answer:
         async def work(call: RpcCall, message: Message) -> None:
             try:
-                _respond(call, await handler(read_message(service_methods()[call.path].request, message)))
+                _respond(call, await handler(_request(call, message)))
             except EdgeServeError as error:
                 fail(call, error)
             except Exception:  # noqa: BLE001 - it is logged
@@ -176,9 +178,14 @@ class _Unary:
 
 def _answered(handler: Handler) -> Answer:
     def answer(call: RpcCall, message: Message) -> None:
-        _respond(call, handler(read_message(service_methods()[call.path].request, message)))
+        _respond(call, handler(_request(call, message)))
 
     return answer
+
+
+def _request(call: RpcCall, message: Message) -> Any:  # noqa: ANN401 - protobuf has no types
+    check_method(message, large=call.path == _LOAD)
+    return read_message(service_methods()[call.path].request, message)
 
 
 def _respond(call: RpcCall, fields: Fields) -> None:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from edgeserve.contracts.errors import InputError
-from edgeserve.contracts.limits import MAX_RAW_INPUTS
+from edgeserve.contracts.limits import MAX_INFER_FIELDS, MAX_RAW_INPUTS
+from edgeserve_agent.serving.grpc.fields import too_many_fields
 from edgeserve_agent.serving.rpc import Message
 
 _ID: Final = 0x1A
@@ -68,13 +69,16 @@ def scan(message: Message) -> Scanned | None:
     """Find head, id and tensors of a `ModelInferRequest`; None when it is in a form that protobuf must look at.
 
     Raises:
-        InputError: It has more tensors than any model.
+        InputError: It has more fields or tensors than any model.
     """
     size = len(message)
-    at = id_from = id_to = id_text = 0
+    at = id_from = id_to = id_text = fields = 0
     while at < size and (tag := message[at]) != _RAW_INPUT:
         if tag not in _HEAD_TAGS:
             return None
+        fields += 1
+        if fields > MAX_INFER_FIELDS:
+            raise too_many_fields()
         begin, end = _bounds(message, at + 1)
         if end > size:
             return None

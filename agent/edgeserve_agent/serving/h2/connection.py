@@ -35,7 +35,9 @@ class H2Connection(asyncio.BufferedProtocol):
         self._writing_until: float | None = None
         """Set while the client does not read what was written."""
         self._lingering_until: float | None = None
-        """Set when GOAWAY was written and what the client still sends is thrown away."""
+        """Set when all was written, GOAWAY before it, and what the client still sends is thrown away."""
+        self._half_closed = False
+        """The client sends nothing more."""
         # Seen by `check`, which takes the time so that reads need not.
         now = server.time()
         self._was_read = False
@@ -94,10 +96,11 @@ class H2Connection(asyncio.BufferedProtocol):
 
     def eof_received(self) -> bool:
         """Answer what was asked whole before the client ended its side, then close."""
-        self._ending = True
+        self._ending = self._half_closed = True
         for number, stream in list(self._streams.open.items()):
             if not stream.remote_closed:
                 self._streams.drop(number)
+        self.send()
         return bool(self._streams.open)
 
     def pause_writing(self) -> None:
@@ -118,34 +121,43 @@ class H2Connection(asyncio.BufferedProtocol):
             self.send()
 
     def send(self) -> None:
-        """Give the transport what was written; close when it was the last."""
+        """Give the transport what was written; end the connection when it was the last."""
         self._writer.flush()
-        if self._ending and not self._streams.open and self._lingering_until is None and self._transport is not None:
-            self._transport.close()
+        if self._ending and not self._streams.open and self._lingering_until is None:
+            self._linger()
 
     # Ending --------------------------------------------------------------------------------------
 
     def _fail(self, code: ErrorCode, reason: str) -> None:
-        """End the connection for the client's error: say why, and throw input away for a while.
-
-        Closing on unread input would reset the connection and lose what was said.
-        """
-        transport = self._transport
-        if transport is None or self._lingering_until is not None:
+        """End the connection for the client's error, and say why."""
+        if self._transport is None or self._lingering_until is not None:
             return
         _LOG.debug("a connection ends with %s: %s", code.name, reason)
         self._ending = True
-        self._lingering_until = self._server.time() + self._limits.linger_s
-        self._reader.stop()
         answered = self._streams.last if self._streams.accepted is None else self._streams.accepted
         self._writer.write(frames.goaway(answered, code, reason))
+        self._linger()
+        self._cancel_all()
+
+    def _linger(self) -> None:
+        """Write what there is and no more, and throw input away for a while.
+
+        Closing on unread input would reset the connection, and the client would lose what it has not read yet.
+        """
+        transport = self._transport
+        if transport is None:
+            return
+        self._lingering_until = self._server.time() + self._limits.linger_s
+        self._reader.stop()
         self._writer.flush()
         self._writer.close()
-        self._cancel_all()
-        if transport.is_closing():
-            return
-        if transport.can_write_eof():
-            transport.write_eof()
+        if self._half_closed:
+            transport.close()
+        elif not transport.is_closing() and transport.can_write_eof():
+            try:
+                transport.write_eof()
+            except OSError:  # the client has gone, and the loop has not told us yet
+                transport.abort()
 
     def _cancel_all(self) -> None:
         for number in list(self._streams.open):

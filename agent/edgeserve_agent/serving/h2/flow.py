@@ -8,27 +8,38 @@ from edgeserve_agent.serving.h2.frames import MAX_WINDOW
 class ReceiveWindow:
     """Octets that the peer may still send to us; it is opened again in large steps, not for every frame."""
 
-    __slots__ = ("_low", "_size", "left")
+    __slots__ = ("_kept", "_size", "_step", "left")
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._low = size >> 1
+        self._step = size - (size >> 1)
+        self._kept = 0
         self.left = size
 
     def take(self, count: int) -> int | None:
         """Count a DATA payload, padding and all.
 
         Returns:
-            The increment to announce now, which then counts as announced: 0 while at least half is left.
+            The increment to announce now, which then counts as announced: 0 while at least half is left or kept.
             None when the payload is more than was allowed.
         """
         self.left -= count
-        if self.left >= self._low:
+        return None if self.left < 0 else self._open()
+
+    def keep(self, count: int) -> int:
+        """Count octets among those taken that wait for the service; a negative count when they wait no more.
+
+        Returns:
+            The increment to announce now, as `take`: the peer may send so much less as is kept.
+        """
+        self._kept += count
+        return self._open()
+
+    def _open(self) -> int:
+        increment = self._size - self._kept - self.left
+        if increment <= self._step:
             return 0
-        if self.left < 0:
-            return None
-        increment = self._size - self.left
-        self.left = self._size
+        self.left += increment
         return increment
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from edgeserve.contracts.limits import (
@@ -15,6 +17,7 @@ from edgeserve.contracts.limits import (
     H2_IDLE_FRAMES,
     H2_PING_S,
     H2_RESETS,
+    H2_STREAM_WINDOW,
     H2_WAITING_BYTES,
     IDLE_CONNECTION_S,
     LINGER_S,
@@ -29,9 +32,11 @@ from edgeserve_agent.serving.acceptor import Acceptor
 from edgeserve_agent.serving.descriptors import connection_limit
 from edgeserve_agent.serving.h2 import frames
 from edgeserve_agent.serving.h2.connection import H2Connection
+from edgeserve_agent.serving.h2.inflating import Inflater
 from edgeserve_agent.serving.h2.messages import PREFIX, MessageAssembler, MessageMemory
 from edgeserve_agent.serving.h2.stream import Stream
 from edgeserve_agent.serving.rpc import RpcService
+from edgeserve_agent.serving.workers import Workers
 
 _HEAD_ROOM: Final = 1024
 """Beside a whole header block, the shared buffer holds its frame's header, padding and priority."""
@@ -59,14 +64,22 @@ class H2Limits:
 
     @property
     def stream_window(self) -> int:
-        """Octets of one stream that a client may send ahead: a whole message, so that unary calls never wait."""
-        return max(frames.DEFAULT_WINDOW, self.message_bytes + PREFIX.size)
+        """Octets of one stream that a client may send ahead; it gets more once a longer message has begun."""
+        return max(frames.DEFAULT_WINDOW, min(H2_STREAM_WINDOW, self.message_bytes + PREFIX.size))
 
 
 class H2Server(Acceptor):
     """gRPC over cleartext HTTP/2 on listening addresses, and on connections that another server hands over."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, service: RpcService, *, limits: H2Limits | None = None) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        service: RpcService,
+        *,
+        limits: H2Limits | None = None,
+        workers: Callable[[], Workers] | None = None,
+    ) -> None:
+        """`workers` makes the thread that decompresses large messages, when the first one comes."""
         self.limits = bounds = limits or H2Limits()
         waits = (bounds.head_s, bounds.idle_s, bounds.linger_s, bounds.ping_s)
         super().__init__(loop, most=bounds.connections, waits=waits)
@@ -74,6 +87,11 @@ class H2Server(Acceptor):
         # A read is always taken in before the next one begins, so all connections can share one buffer.
         self.read_buffer = memoryview(bytearray(max(bounds.read_buffer_bytes, bounds.head_bytes + _HEAD_ROOM)))
         self.memory = MessageMemory(bounds.messages_bytes)
+        self.inflater = Inflater(
+            self.memory,
+            max_bytes=bounds.message_bytes,
+            workers=workers or partial(Workers, loop, threads=1, name="inflate"),
+        )
         self.small_bytes = PREFIX.size + min(H2_HELD_MESSAGE_BYTES - 1, bounds.message_bytes)
         """DATA up to this length that is one whole message needs no assembling."""
         self.preface = _preface(bounds)
@@ -91,6 +109,11 @@ class H2Server(Acceptor):
         transport.set_protocol(connection)
         connection.connection_made(transport)
         connection.feed(initial_bytes)
+
+    async def close(self, drain_s: float) -> None:
+        """Stop listening, let calls finish for up to `drain_s` seconds, then cut the rest off; end the thread."""
+        await super().close(drain_s)
+        self.inflater.close()
 
     # Called by connections -----------------------------------------------------------------------
 

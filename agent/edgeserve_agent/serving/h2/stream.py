@@ -12,7 +12,8 @@ from edgeserve_agent.serving.h2 import frames
 from edgeserve_agent.serving.h2.frames import ErrorCode, StreamViolationError
 from edgeserve_agent.serving.h2.head import ENCODINGS, RequestHead
 from edgeserve_agent.serving.h2.hpack import OK_BLOCK, RESPONSE_BLOCK, http_status_block, status_block
-from edgeserve_agent.serving.h2.messages import PREFIX, MessageAssembler, MessageRefusedError
+from edgeserve_agent.serving.h2.intake import Intake
+from edgeserve_agent.serving.h2.messages import PREFIX
 from edgeserve_agent.serving.rpc import Message, Receiver, StatusCode
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Stream:
     """When a frame of what waits was sent last."""
     _receiver: Receiver = staticmethod(_ignore)
     _head_sent = False
-    _assembler: MessageAssembler | None = None
+    _intake: Intake | None = None
     _waiting: deque[Message] | None = None
     _waiting_bytes = 0
     _status: bytes | None = None
@@ -81,8 +82,8 @@ class Stream:
         else:
             try:
                 receiver = self._streams.server.service.begin(self)
-            except Exception:  # noqa: BLE001 - it is logged
-                self._fail()
+            except Exception as error:  # noqa: BLE001 - it is logged
+                self.failed(error)
             else:
                 if not self.finished:
                     self._receiver = receiver
@@ -99,35 +100,25 @@ class Stream:
                 raise StreamViolationError(ErrorCode.PROTOCOL_ERROR, "DATA is longer than content-length")
         if self.finished or self.cancelled:
             return
-        if self._assembler is None:
+        if self._intake is None:
             if PREFIX.size <= len(data) <= self._streams.server.small_bytes:
                 flag, size = PREFIX.unpack_from(data)
                 if not flag and size == len(data) - PREFIX.size:
-                    self._deliver(bytes(data[PREFIX.size :]))
+                    self.deliver(bytes(data[PREFIX.size :]))
                     return
-            self._assembler = self._streams.server.assembler(self._head.encoding)
-        try:
-            for message in self._assembler.feed(data):
-                self._deliver(message)
-        except MessageRefusedError as error:
-            self._abandon(error.code, error.message)
+            self._intake = self._new_intake()
+        self._intake.take(data)
 
     def room(self) -> memoryview | None:
         """Where the next bytes of a large message go, if one is under way."""
-        if self._assembler is None or self.finished or self.cancelled or self._head.content_length is not None:
+        if self._intake is None or self.finished or self.cancelled or self._head.content_length is not None:
             return None
-        return self._assembler.room()
+        return self._intake.room()
 
     def advance(self, count: int) -> None:
         """Take in bytes that were put into `room`."""
-        assert self._assembler is not None
-        try:
-            message = self._assembler.advance(count)
-        except MessageRefusedError as error:
-            self._abandon(error.code, error.message)
-        else:
-            if message is not None:
-                self._deliver(message)
+        assert self._intake is not None
+        self._intake.advance(count)
 
     def end(self) -> None:
         """The client has sent all.
@@ -141,22 +132,54 @@ class Stream:
             raise StreamViolationError(ErrorCode.PROTOCOL_ERROR, "DATA is shorter than content-length")
         if self.finished or self.cancelled:
             return
-        if self._assembler is not None and self._assembler.in_message:
-            self._abandon(StatusCode.INTERNAL, "the request ended within a message")
+        if self._intake is not None:
+            self._intake.end()
         else:
-            self._deliver(None)
+            self.deliver(None)
 
-    def _deliver(self, message: Message | None) -> None:
+    def pause(self) -> None:
+        """Deliver nothing more until `resume`."""
+        if not self.finished and not self.cancelled:
+            if self._intake is None:
+                self._intake = self._new_intake()
+            self._intake.pause()
+
+    def resume(self) -> None:
+        """Deliver on, from the next turn of the loop."""
+        if self._intake is not None:
+            self._intake.resume()
+
+    def _new_intake(self) -> Intake:
+        return Intake(self._streams.server, self._head.encoding, self)
+
+    # Called by the intake ------------------------------------------------------------------------
+
+    @property
+    def holds(self) -> bool:
+        """Whether what comes has to wait for the service."""
+        return self._intake is not None and self._intake.holds
+
+    def deliver(self, message: Message | None) -> None:
+        """Give the service a message, or the end."""
         if self.finished or self.cancelled:  # by the message before it, which came in the same frame
             return
         try:
             self._receiver(message)
-        except Exception:  # noqa: BLE001 - it is logged
-            self._fail()
+        except Exception as error:  # noqa: BLE001 - it is logged
+            self.failed(error)
 
-    def _fail(self) -> None:
-        _LOG.exception("answering %r failed", self.path[:200])
-        self._abandon(StatusCode.INTERNAL, _BUG)
+    def kept(self, count: int) -> None:
+        """So many more bytes wait for the service; fewer when it is negative."""
+        self._streams.kept(count)
+
+    def open_window(self, room: int) -> None:
+        """Let the client send `room` bytes, or as many as the window has."""
+        self._streams.open_window(self, room)
+
+    def failed(self, error: Exception) -> None:
+        """End the call for a bug."""
+        _LOG.error("answering %r failed", self.path[:200], exc_info=error)
+        self.abandon(StatusCode.INTERNAL, _BUG)
 
     # Sending -------------------------------------------------------------------------------------
 
@@ -258,7 +281,7 @@ class Stream:
         self._release()
         self._end_service(on_cancel)
 
-    def _abandon(self, code: StatusCode, message: str) -> None:
+    def abandon(self, code: StatusCode, message: str) -> None:
         """End the call with a status that the service did not give."""
         on_cancel = self.on_cancel
         self.finish(code, message)
@@ -278,21 +301,23 @@ class Stream:
         """Let go of what knows this call in turn: without the cycle all is freed at once."""
         self._receiver = _ignore
         self.on_cancel = None
-        self._assembler = None
+        intake, self._intake = self._intake, None
+        if intake is not None:
+            intake.close()
 
     def expire(self) -> None:
         """The deadline has passed."""
         if self._waiting is not None:
             self._streams.reset(self.number, ErrorCode.CANCEL)
         else:
-            self._abandon(StatusCode.DEADLINE_EXCEEDED, "the deadline has passed")
+            self.abandon(StatusCode.DEADLINE_EXCEEDED, "the deadline has passed")
 
     def check(self, now: float) -> None:
         """End the call if its message takes too long to arrive, or the client does not read."""
         bounds = self._streams.server.limits
         if self._waiting is not None and now > self.progressed + bounds.idle_s:
             self._streams.reset(self.number, ErrorCode.CANCEL)
-        elif self._assembler is not None and self._assembler.overdue(
+        elif self._intake is not None and self._intake.overdue(
             now, grace_s=bounds.head_s, bytes_per_s=bounds.body_bytes_per_s
         ):
-            self._abandon(StatusCode.DEADLINE_EXCEEDED, "the message took too long to arrive")
+            self.abandon(StatusCode.DEADLINE_EXCEEDED, "the message took too long to arrive")

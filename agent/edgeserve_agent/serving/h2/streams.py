@@ -94,8 +94,7 @@ class Streams:
             return None
         if not ends:
             if stream.receive_left < self._stream_window >> 1:
-                self.writer.write(frames.window_update(number, self._stream_window - stream.receive_left))
-                stream.receive_left = self._stream_window
+                self.open_window(stream, 0)
             if not length:
                 self.idle_frame()
         return stream
@@ -153,7 +152,22 @@ class Streams:
             # The words at which gRPC's clients ping less often.
             raise ConnectionViolationError(ErrorCode.ENHANCE_YOUR_CALM, "too_many_pings")
 
+    def open_window(self, stream: Stream, room: int) -> None:
+        """Let the client send `room` bytes of a stream, and half a window at least; not while what it sent waits."""
+        window = self._stream_window
+        if stream.receive_left >= max(room, window >> 1) or stream.holds or stream.remote_closed:
+            return
+        increment = max(room, window) - stream.receive_left
+        stream.receive_left += increment
+        self.writer.write(frames.window_update(stream.number, increment))
+
     # Called by streams ---------------------------------------------------------------------------
+
+    def kept(self, count: int) -> None:
+        """So many more bytes of a stream wait for the service; fewer when it is negative."""
+        increment = self._window.keep(count)
+        if increment:
+            self.writer.write(frames.window_update(0, increment))
 
     def progressed(self) -> None:
         """DATA was sent: frames without calls are allowed again, windows must be opened after all."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,6 +63,28 @@ class SimulatedCall:
         self.sent: list[bytes] = []
         self.status: tuple[StatusCode, str] | None = None
         self.ended = threading.Event()
+        self.paused = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._waiting: deque[Any] = deque()
+
+    def deliver(self, receiver: Callable[[Any], None], *messages: Any) -> None:
+        """Give the service messages, while it takes them; the rest when it takes them again."""
+        self._loop = asyncio.get_running_loop()
+        self._waiting += [(receiver, message) for message in messages]
+        self._go_on()
+
+    def pause(self) -> None:
+        self.paused = True
+
+    def resume(self) -> None:
+        assert self._loop is not None
+        self.paused = False
+        self._loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        while self._waiting and not self.paused and self.status is None:
+            receiver, message = self._waiting.popleft()
+            receiver(message)
 
     def send(self, chunks: Any) -> None:
         assert self.status is None, "sent after the end"
@@ -154,9 +177,8 @@ class Host:
 
         def deliver() -> None:
             receiver = self.service.begin(call)
-            for message in sent:
-                receiver(message if isinstance(message, bytes | memoryview) else message.SerializeToString())
-            receiver(None)
+            plain = [one if isinstance(one, bytes | memoryview) else one.SerializeToString() for one in sent]
+            call.deliver(receiver, *plain, None)
 
         self.call(deliver)
         assert call.ended.wait(DEADLINE_S), "the call does not end"

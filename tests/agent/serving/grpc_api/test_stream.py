@@ -74,41 +74,44 @@ def test_a_client_that_goes_away_takes_its_requests_with_it(host, api):
     assert (rpc.sent, rpc.status) == ([], None)
 
 
-def test_a_stream_may_not_have_any_number_of_requests_wait(host, api, monkeypatch):
-    monkeypatch.setattr("edgeserve_agent.serving.grpc.inference.MAX_STREAM_REQUESTS", 2)
-    host.serve("slow", slow=True)
-    call = host.answer(api.STREAM, *[api.request("slow", id=str(index)) for index in range(4)])
-    found = responses(call)
-    assert [bool(response.error_message) for response in found] == [False, False, True, True]
-    assert "2 requests of this stream wait" in found[2].error_message
-    assert [response.infer_response.id for response in found] == ["0", "1", "2", "3"]
-
-
-def test_a_stream_that_piles_up_refusals_is_ended(host, api, monkeypatch):
-    monkeypatch.setattr("edgeserve_agent.serving.grpc.inference.MAX_STREAM_REQUESTS", 2)
+@pytest.mark.parametrize(("bound", "most"), [("MAX_STREAM_REQUESTS", 4), ("STREAM_BYTES", 4 * 39)])
+def test_a_client_that_asks_faster_than_it_is_answered_must_wait(host, api, monkeypatch, bound, most):
+    monkeypatch.setattr(f"edgeserve_agent.serving.grpc.inference.{bound}", most)
     calls = []
     monkeypatch.setattr(host.plane, "infer", calls.append)
     rpc = api.Call(api.STREAM)
+    requests = [api.request(id=str(index)).SerializeToString() for index in range(9)]
+    assert {len(request) for request in requests} == {39}
+    outputs = {"y": np.zeros(3, np.float32)}
 
     def begin():
-        receiver = host.service.begin(rpc)
-        for _ in range(9):
-            receiver(api.request().SerializeToString())
+        rpc.deliver(host.service.begin(rpc), *requests, None)
 
+    def answer():
+        call = calls[answered[0]]
+        answered[0] += 1
+        call.done(call, outputs)
+
+    answered = [0]
     host.call(begin)
-    assert rpc.status[0] is StatusCode.UNAVAILABLE
-    assert [call.cancelled for call in calls] == [True] * 2
+    seen = [len(calls)]
+    while answered[0] < 9:
+        host.call(answer)
+        host.call(lambda: None)  # one more turn of the loop
+        seen.append(len(calls))
+    assert seen == [4, 4, 6, 6, 8, 8, 9, 9, 9, 9]
+    assert rpc.status == (StatusCode.OK, "")
+    assert [response.infer_response.id for response in responses(rpc)] == [str(index) for index in range(9)]
 
 
 def test_a_refused_request_is_not_kept_until_its_turn(host, api, monkeypatch):
-    monkeypatch.setattr("edgeserve_agent.serving.grpc.inference.MAX_STREAM_REQUESTS", 1)
     monkeypatch.setattr(host.plane, "infer", lambda call: None)
     gone = []
 
     def begin():
         receiver = host.service.begin(api.Call(api.STREAM))
         receiver(api.request().SerializeToString())
-        body = np.frombuffer(api.request().SerializeToString(), np.uint8)
+        body = np.frombuffer(api.request("nobody").SerializeToString(), np.uint8)
         reference = weakref.ref(body)
         gc.disable()
         try:
@@ -120,3 +123,10 @@ def test_a_refused_request_is_not_kept_until_its_turn(host, api, monkeypatch):
 
     host.call(begin)
     assert gone == [True]
+
+
+def test_an_id_that_is_too_long_is_refused_and_not_given_back(host, api):
+    call = host.answer(api.STREAM, api.request(id="i" * 257), api.request(id="i" * 256))
+    first, second = responses(call)
+    assert ("has 257 characters" in first.error_message, first.infer_response.id) == (True, "")
+    assert second.infer_response.id == "i" * 256

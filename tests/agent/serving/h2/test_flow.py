@@ -25,6 +25,26 @@ def test_what_was_announced_is_what_may_come(size: int, payloads: list[int]) -> 
         assert size // 2 <= announced <= size
 
 
+@given(st.integers(10, 10_000), st.lists(st.tuples(st.integers(1, 3000), st.booleans())))
+def test_the_peer_may_send_so_much_less_as_is_kept(size: int, payloads: list[tuple[int, bool]]) -> None:
+    """Each payload is kept, and at times all that is kept is let go of."""
+    window, announced, kept, largest = ReceiveWindow(size), size, 0, 0
+    for payload, release in payloads:
+        payload = min(payload, announced)
+        announced -= payload
+        increment = window.take(payload)
+        assert increment is not None
+        announced += increment + window.keep(payload)
+        kept += payload
+        largest = max(largest, payload)
+        assert announced + kept <= size + largest, "but for a payload that was taken before it was kept"
+        if release:
+            announced += window.keep(-kept)
+            kept = 0
+            assert announced >= size // 2
+        assert announced == window.left
+
+
 @given(st.integers(-MAX, MAX), st.integers(-MAX, MAX))
 def test_windows_may_be_negative_but_not_above_their_maximum(window: int, change: int) -> None:
     assert widened(window, change) == (window + change if window + change <= MAX else None)

@@ -178,6 +178,26 @@ def test_a_drain_loses_no_call_under_way(start_h2: Any, dial: Any) -> None:
     closing.join()
 
 
+def test_a_drain_loses_no_answer_to_a_client_that_still_sends(start_h2: Any, raw_peer: Any, h2: Any) -> None:
+    server = start_h2()
+    peer = raw_peer(server).send(h2.call(1, b"x", "/test.Echo/Hold"))
+    _until(lambda: server.service.calls)
+    closing = threading.Thread(target=server.close, args=(DEADLINE_S,))
+    closing.start()
+    peer.until(lambda frame: frame.goaway == "NO_ERROR")
+    call = server.service.calls[0]
+    answer = b"a" * 40_000
+    server.loop.call_soon_threadsafe(lambda: (call.send((answer,)), call.finish()))
+    peer.send(h2.call(3, bytes(500_000)))
+    time.sleep(0.2)
+    peer.send(h2.call(5, bytes(500_000)))
+    time.sleep(0.2)
+    frames = peer.rest()
+    assert b"".join(frame.payload for frame in frames if (frame.kind, frame.stream) == (0, 1))[5:] == answer
+    peer.close()
+    closing.join()
+
+
 def test_keep_alive_pings(start_h2: Any, dial: Any) -> None:
     server = start_h2()
     client = dial(server, grpc__keepalive_time_ms=20, grpc__keepalive_permit_without_calls=1)

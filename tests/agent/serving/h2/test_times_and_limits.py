@@ -61,6 +61,8 @@ def test_a_connection_without_calls_is_closed(world: Any, h2: Any) -> None:
     assert not peer.transport.closed
     world.loop.advance(4)
     assert [frame.goaway for frame in peer.received()] == ["NO_ERROR"]
+    assert peer.transport.eof
+    world.loop.advance(4)
     assert peer.transport.closed
 
 
@@ -221,6 +223,8 @@ def test_a_draining_server_lets_calls_finish_and_takes_no_more(world: Any, h2: A
         closing = asyncio.ensure_future(world.server.close(10))
         await asyncio.sleep(0)
         assert [(frame.goaway, frame.payload[:4]) for frame in idle.received()] == [("NO_ERROR", bytes(4))]
+        assert idle.transport.eof
+        idle.hang_up()
         assert idle.transport.closed
         assert [(frame.goaway, frame.payload[3]) for frame in busy.received()] == [("NO_ERROR", 5)]
         busy.send(h2.call(7))
@@ -230,6 +234,11 @@ def test_a_draining_server_lets_calls_finish_and_takes_no_more(world: Any, h2: A
         world.service.calls[0].finish()
         world.loop.run()
         assert busy.responses()[5].messages == [b"done"]
+        assert busy.transport.eof
+        busy.send(h2.call(9, bytes(100_000)))
+        assert not busy.transport.closed, "what still comes must not reset the connection and lose the answer"
+        assert busy.received() == []
+        busy.hang_up()
         assert busy.transport.closed
         await closing
 
