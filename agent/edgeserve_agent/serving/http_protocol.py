@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, cast
@@ -225,7 +226,8 @@ class HttpConnection(asyncio.BufferedProtocol):
         if self._half_closed:
             self._transport.close()
         elif self._transport.can_write_eof():
-            self._transport.write_eof()
+            with contextlib.suppress(OSError):  # the client has gone already
+                self._transport.write_eof()
 
     def _pace_reading(self) -> None:
         """Read no further ahead than the limits allow."""

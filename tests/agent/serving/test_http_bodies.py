@@ -104,7 +104,7 @@ def test_bodies_beyond_the_memory_for_all_are_refused_and_the_memory_comes_back(
 def test_bodies_that_fit_the_shared_buffer_count_too_until_they_are_answered(start_server, connect, tools, times: int):
     server = start_server(bodies_bytes=3000, uncounted_bytes=1000)
     server.serve(tools.model(), name="quick")
-    body = tools.infer_json(id="x" * 2000)
+    body = tools.infer_json(parameters={"note": "x" * 2000})
     for _ in range(times):
         assert connect(server).send(tools.request("POST", "/v2/models/quick/infer", body)).answer().status == 200
     assert server.call(lambda: server.server._http._held) == 0

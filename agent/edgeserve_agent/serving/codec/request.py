@@ -14,7 +14,7 @@ from edgeserve.contracts.errors import InputError
 from edgeserve.contracts.limits import MAX_CACHED_HEAD_BYTES, MAX_CACHED_HEADS
 from edgeserve.contracts.tensors import Signature
 from edgeserve.runtimes.base import Tensors
-from edgeserve_agent.serving.codec.head import Parameters, RequestHead, parse_head
+from edgeserve_agent.serving.codec.head import Parameters, RequestHead, checked_id, parse_head
 from edgeserve_agent.serving.codec.plan import Plan, plan_of, raw_plan
 from edgeserve_agent.serving.regions import Regions
 
@@ -72,7 +72,7 @@ class RequestDecoder:
         # A head with an id rarely comes again; one with numbers in it would keep them in memory.
         if not head.id and not plan.has_json and head_length <= MAX_CACHED_HEAD_BYTES:
             _keep(self._by_bytes if plan.tail else self._whole, bytes(json), plan)
-        return plan, head.id, inputs
+        return plan, checked_id(head.id), inputs
 
     def _plan(self, head: RequestHead, head_length: int) -> Plan:
         content = _content(head)

@@ -33,6 +33,7 @@ from edgeserve.task.prepare import media_type, prepare
 from edgeserve.task.present import present
 from edgeserve_agent.serving.call import Call
 from edgeserve_agent.serving.codec.answer import json_outputs
+from edgeserve_agent.serving.codec.head import checked_id
 from edgeserve_agent.serving.dataplane import DataPlane
 from edgeserve_agent.serving.messages import JSON, Reply, Request, Response, error_response, failure_response
 from edgeserve_agent.serving.served import ServedRelease
@@ -79,7 +80,7 @@ class Media:
             reply(error_response(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, refusal))
             return
         query = parse_qs(request.target.partition(b"?")[2].decode("latin-1"), keep_blank_values=True)
-        request_id = query.get("id", [request.headers.get(b"x-request-id", b"").decode("latin-1")])[-1]
+        request_id = checked_id(query.get("id", [request.headers.get(b"x-request-id", b"").decode("latin-1")])[-1])
         job = _Job(served, request.body, request_id, with_outputs=_flag(query, "outputs"))
         call = Call(served=served, inputs={}, done=partial(_reply, job, reply), id=request_id)
         self._plane.infer_by(call, job)

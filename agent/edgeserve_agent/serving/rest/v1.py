@@ -17,6 +17,7 @@ from edgeserve.contracts.tensors import Datatype, Signature, TensorSpec
 from edgeserve.runtimes.base import Tensors
 from edgeserve_agent.serving.call import Call
 from edgeserve_agent.serving.codec import columns
+from edgeserve_agent.serving.codec.head import checked_id
 from edgeserve_agent.serving.codec.v1 import (
     SIGNATURE,
     Predict,
@@ -188,7 +189,7 @@ def _run(
             return
         reply(Response(status=200, content_type=JSON, chunks=(body,), headers=headers))
 
-    request_id = request.headers.get(b"x-request-id", b"").decode("latin-1")
+    request_id = checked_id(request.headers.get(b"x-request-id", b"").decode("latin-1"))
     plane.infer(Call(served, inputs, done, request_id, with_timing=EXPLAIN in request.headers))
 
 

@@ -100,6 +100,7 @@ def test_json_and_binary_inputs_mix_and_keep_their_order():
         pytest.param(b"[" * 100_000, "not an inference request", id="deep nesting"),
         pytest.param({}, "inputs", id="no inputs"),
         pytest.param({"inputs": [{**X, "data": [1, 2]}], "id": 7}, "$.id", id="id is a number"),
+        pytest.param({"inputs": [{**X, "data": [1, 2]}], "id": "a" * 257}, "at most 256", id="long id"),
         pytest.param(b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1],"data":[NaN]}]}', "NaN", id="NaN"),
         pytest.param(
             b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1],"data":[-Infinity]}]}', "NaN", id="infinity"
