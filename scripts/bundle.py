@@ -151,7 +151,9 @@ def pack(folder: Path, tar: Path) -> None:
     def plain(member: tarfile.TarInfo) -> tarfile.TarInfo:
         member.uid = member.gid = member.mtime = 0
         member.uname = member.gname = "root"
-        member.mode = 0o755 if member.isdir() or member.name.endswith(".sh") else 0o644
+        executable = member.isdir() or member.name.endswith(".sh")
+        secret = member.name.endswith("/agent.toml")  # it holds the device's token
+        member.mode = 0o755 if executable else 0o600 if secret else 0o644
         return member
 
     partial = tar.with_suffix(".partial")

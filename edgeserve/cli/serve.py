@@ -120,10 +120,19 @@ def command(
 
 def _trust(model: Path, scratch: Path) -> None:
     """Handlers that lie with the model, and those of the release, but none that a client uploads."""
+    from edgeserve.contracts.errors import InputError
     from edgeserve.runtimes import handler_trust
-    from edgeserve_agent.serving.standalone import VARIANTS
+    from edgeserve_agent.serving.model_folder import is_repository
+    from edgeserve_agent.serving.standalone import HANDLER, VARIANTS
 
-    handler_trust.trust_handlers(model if model.is_dir() else model.parent, scratch / VARIANTS)
+    folders = [model.parent] if model.name == HANDLER else [model] if is_repository(model) else []
+    for folder in folders:
+        if scratch.resolve().is_relative_to(folder.resolve()):
+            raise InputError(
+                f"{folder} holds the folder for temporary files: what clients upload would be trusted, too",
+                hint="move the model, or set TMPDIR to another folder",
+            )
+    handler_trust.trust_handlers(*folders, scratch / VARIANTS)
 
 
 def _resource(text: str) -> tuple[str, int]:

@@ -1,7 +1,8 @@
 """seccomp: system calls that a handler has no use for fail from now on with EPERM. Needs no privileges.
 
-Threads stay possible; further processes, programs, sockets, signals to others and shared memory by name do not. Source:
-Linux, Documentation/userspace-api/seccomp_filter.rst; numbers are those of the kernel's syscall tables.
+Threads stay possible; further processes, programs, sockets, signals to others, shared memory by name and changes of
+files' modes, owners and times do not. Source: Linux, Documentation/userspace-api/seccomp_filter.rst; numbers are those
+of the kernel's syscall tables.
 """
 
 from __future__ import annotations
@@ -31,7 +32,14 @@ _CLONE_THREAD: Final = 0x00010000
 _X32: Final = 0x40000000
 """Bit of the numbers of x86-64's second table."""
 
+_SECOND_ARGUMENT_AT: Final = 24
+_OWNER_OF_SIGNALS: Final = (8, 15)
+"""F_SETOWN and F_SETOWN_EX of fcntl: the kernel would signal others in our name."""
+_OWNER_OF_SOCKET: Final = (0x8901, 0x8902)
+"""FIOSETOWN and SIOCSPGRP of ioctl: the same."""
+
 _EVERYWHERE: Final = (
+    *(452, 463, 466),  # fchmodat2, setxattrat, removexattrat
     *(425, 438, 424),  # io_uring_setup (would open sockets unseen), pidfd_getfd, pidfd_send_signal
     *(428, 429, 430, 431, 432, 442),  # open_tree, move_mount, fsopen, fsconfig, fsmount, mount_setattr
 )
@@ -41,23 +49,35 @@ _CLONE3: Final = 435
 class _Table:
     """Numbers of one architecture."""
 
-    def __init__(self, audit: int, clone: int, own: tuple[int, ...], forbidden: tuple[int, ...]) -> None:
+    def __init__(
+        self, audit: int, clone: int, fcntl: int, ioctl: int, own: tuple[int, ...], forbidden: tuple[int, ...]
+    ) -> None:
         self.audit = audit
         self.clone = clone
+        self.owners = ((fcntl, _OWNER_OF_SIGNALS), (ioctl, _OWNER_OF_SOCKET))
+        """Calls whose second argument may not be one of these."""
         self.own = own
-        """Of calls whose first argument may only be this process, or 0: tgkill, prlimit64, kill."""
+        """Of calls whose first argument may only be this process, or 0: tgkill, prlimit64, kill, sched_setaffinity,
+        sched_setscheduler, sched_setparam, sched_setattr."""
         self.forbidden = (*forbidden, *_EVERYWHERE)
 
 
 _TABLES: Final = {
-    # socket; fork, vfork, execve, execveat; ptrace, process_vm_readv, process_vm_writev; tkill, rt_sigqueueinfo,
+    # socket, socketpair (sends to paths), connect, bind; truncate, chmod, fchmod, fchmodat, chown, fchown, lchown,
+    # fchownat, utime, utimes, futimesat, utimensat, setxattr and its like, removexattr and its like, all of which
+    # Landlock does not govern; setpriority, ioprio_set; fork, vfork, execve, execveat; ptrace, process_vm_readv,
+    # process_vm_writev; tkill, rt_sigqueueinfo,
     # rt_tgsigqueueinfo; shmget, semget, msgget, mq_open; mount, umount2, pivot_root, chroot, unshare, setns; bpf,
     # perf_event_open, userfaultfd; add_key, request_key, keyctl; init_module, finit_module, kexec_load
     "x86_64": _Table(
         0xC000003E,
         56,
-        (234, 302, 62),
+        72,
+        16,
+        (234, 302, 62, 203, 144, 142, 314),
         (
+            *(53, 42, 49, 76, 90, 91, 268, 92, 93, 94, 260, 132, 235, 261, 280),
+            *(188, 189, 190, 197, 198, 199, 141, 251),
             *(41, 57, 58, 59, 322, 101, 310, 311, 200, 129, 297, 29, 64, 68, 240),
             *(165, 166, 155, 161, 272, 308, 321, 298, 323, 248, 249, 250, 175, 313, 246),
         ),
@@ -65,8 +85,11 @@ _TABLES: Final = {
     "aarch64": _Table(
         0xC00000B7,
         220,
-        (131, 261, 129),
+        25,
+        29,
+        (131, 261, 129, 122, 119, 118, 274),
         (
+            *(199, 203, 200, 45, 52, 53, 54, 55, 88, 5, 6, 7, 14, 15, 16, 140, 30),
             *(198, 221, 281, 117, 270, 271, 130, 138, 240, 194, 190, 186, 180),
             *(40, 39, 41, 51, 97, 268, 280, 241, 282, 217, 218, 219, 105, 273, 104),
         ),
@@ -115,6 +138,15 @@ def program(table: _Table, *, own_pid: int) -> bytes:
     ]
     for number in table.forbidden:
         code += [_op(_JUMP_EQUAL, number, no=1), refuse]
+    for number, words in table.owners:
+        code += [
+            _op(_JUMP_EQUAL, number, no=5),
+            _op(_LOAD, _SECOND_ARGUMENT_AT),
+            _op(_JUMP_EQUAL, words[0], yes=2),
+            _op(_JUMP_EQUAL, words[1], yes=1),
+            _op(_RETURN, _ALLOW),
+            refuse,
+        ]
     for number in table.own:
         code += [
             _op(_JUMP_EQUAL, number, no=5),

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+from edgeserve.contracts.errors import InputError
+
 TRUST_VARIABLE: Final = "EDGESERVE_TRUST_HANDLERS"
 """Environment: folders, separated as in PATH."""
 
@@ -25,8 +27,15 @@ def trust_handlers(*folders: Path) -> None:
 
 
 def trust_only(*folders: Path) -> None:
-    """Let handlers in and below `folders` run, and no others; without any, none."""
+    """Let handlers in and below `folders` run, and no others; without any, none.
+
+    Raises:
+        InputError: A folder's name holds what separates folders.
+    """
     known = _unique(folders)
+    for name in known:
+        if os.pathsep in name:
+            raise InputError(f"handlers in {name!r} cannot be trusted: its name holds {os.pathsep!r}", hint="rename it")
     if known:
         os.environ[TRUST_VARIABLE] = os.pathsep.join(known)
     else:

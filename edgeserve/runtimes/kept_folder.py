@@ -7,11 +7,14 @@ the cache has verified it, into a folder of this load alone, and what was built 
 from __future__ import annotations
 
 import io
+import logging
 import tarfile
 import tempfile
 from pathlib import Path
 
-from edgeserve.runtimes.engine_cache import EngineCache, EngineKey
+from edgeserve.runtimes.engine_cache import EngineCache, EngineKey, NoSpaceError
+
+_log = logging.getLogger(__name__)
 
 
 class KeptFolder:
@@ -40,13 +43,13 @@ class KeptFolder:
             _unpack(kept, self.path)
 
     def keep(self) -> None:
-        """Keep what the library has put there, if nothing was kept before and it has put anything.
-
-        Raises:
-            DeviceError: No space for it.
-        """
-        if not self.found and any(path.is_file() for path in self.path.rglob("*")):
+        """Keep what the library has put there, if nothing was kept before and there is room."""
+        if self.found or not any(path.is_file() for path in self.path.rglob("*")):
+            return
+        try:
             self._cache.find_or_build(self._key, lambda: _pack(self.path), what=self._what)
+        except NoSpaceError as error:  # the model runs all the same
+            _log.warning("what was built of %s is not kept: %s", self._what, error.message)
 
     def close(self) -> None:
         """Remove the folder. May be called twice."""

@@ -64,20 +64,23 @@ class OpenVinoRuntime:
         """Read and compile the IR; see `edgeserve.runtimes.base.Runtime.load`."""
         _check_ir(path)
         core = openvino.Core()
+        model = _read(core, path)
+        # Of the file: the ports of a compiled model also have the names of what was fused into them.
+        signature = _signature(model, path.name)
         reason = ""
         try:
             device = _device(core, options)
             if base(device) != base(options.device):  # simulated: its settings mean nothing to another device
                 options = msgspec.structs.replace(options, settings={})
-            compiled = _open(core, path, device, options)
+            compiled = _open(core, model, path, device, options)
         except DeviceError as error:
             if not options.fallback or base(options.device) == "CPU" or is_chooser(options.device):
                 raise
             reason = f"{options.device} was asked for, CPU runs it: {error.message}"
-            compiled = _open(core, path, "CPU", msgspec.structs.replace(options, settings={}))
+            compiled = _open(core, model, path, "CPU", msgspec.structs.replace(options, settings={}))
         actual = ", ".join(compiled.get_property("EXECUTION_DEVICES"))
         name = actual + (" (simulated)" if options.simulate else "")
-        return OpenVinoModel(compiled, _signature(compiled, path.name), name, fallback=reason)
+        return OpenVinoModel(compiled, signature, name, fallback=reason)
 
 
 class OpenVinoModel:
@@ -173,13 +176,11 @@ def _check_device(compiled: Any, device: str, what: str) -> None:  # noqa: ANN40
         )
 
 
-def _open(core: Any, path: Path, device: str, options: RuntimeOptions) -> Any:  # noqa: ANN401
+def _open(core: Any, model: Any, path: Path, device: str, options: RuntimeOptions) -> Any:  # noqa: ANN401
     """Compile the IR, or take what was compiled of it before, where that is kept."""
     config = _config(core, device, options)
 
     def compiled() -> Any:  # noqa: ANN401
-        model = _read(core, path)
-        _signature(model, path.name)  # what no device is served with is no fault of this one
         return compile_for(core, model, device, config, path.name)
 
     if options.cache is None or options.simulate or "EXPORT_IMPORT" not in _listed(core, device, _CAPABILITIES):

@@ -56,7 +56,9 @@ def from_blob(
             except RuntimeError as error:  # it is what was kept here, and still not for this driver
                 _log.warning("the blob of %s is made anew: %s", what, first_line(error))
                 cache.remove(key)
-                cache.find_or_build(key, build, what=what)
+                blob = cache.find_or_build(key, build, what=what)
+                if not made:  # another process was quicker
+                    return import_model(io.BytesIO(blob))
     except _NoBlobError as error:
         _log.warning("%s is compiled at each start, because the device exports no blob of it: %s", what, error)
     return made[0]

@@ -1,4 +1,4 @@
-"""ONNX on NVIDIA GPUs by TensorRT (8.6 of JetPack 5, 10 of JetPack 6 and PCs). The only module that imports tensorrt.
+"""ONNX on NVIDIA GPUs by TensorRT (8.6 and 10: JetPack 6 and PCs). The only module that imports tensorrt.
 
 An engine is built once for a device (`engine_cache`), from the loading of a model and never from a call of it. Tried
 against a simulator of the library and of CUDA that computes by ONNX Runtime; on real hardware: unverified.
@@ -7,6 +7,7 @@ https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/python-ap
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import threading
@@ -93,7 +94,8 @@ class TensorRtRuntime:
             timings = (cache.find(timing_key) if cache else None) or b""
             engine, timed = build(trt, log, path, how, timings=timings)
             if cache and timed:
-                cache.save(timing_key, timed)
+                with contextlib.suppress(NoSpaceError):  # it only makes the next build quicker
+                    cache.save(timing_key, timed)
             return engine
 
         key = self._key(path, options, cuda)
@@ -296,7 +298,7 @@ def _library() -> Any:  # noqa: ANN401
     numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
     if numbers < _FIRST_VERSION:
         raise MissingLibraryError(
-            f"the runtime tensorrt needs TensorRT 8.6 or newer, this is {version}", hint="update JetPack to 5.1.3 or 6"
+            f"the runtime tensorrt needs TensorRT 8.6 or newer, this is {version}", hint="JetPack 6 has it"
         )
     return tensorrt
 

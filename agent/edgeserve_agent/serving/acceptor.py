@@ -137,8 +137,12 @@ class Acceptor:
 
     def _sweep(self) -> None:
         # One timer for all connections: one for each request would cost more than the rest of its handling. It is set
-        # first: a bug in ending one connection must not end the clock of all.
+        # first, so that nothing can stop it.
         self._sweeper = self.loop.call_later(self._sweep_s, self._sweep) if self._connections else None
         now = self.time()
         for connection in list(self._connections):
-            connection.check(now)
+            try:
+                connection.check(now)
+            except Exception:  # noqa: BLE001, PERF203 - it is logged; the clock of the others must go on
+                _LOG.exception("a connection cannot be looked after")
+                connection.abort()

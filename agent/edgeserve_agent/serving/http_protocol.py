@@ -61,6 +61,8 @@ class HttpConnection(asyncio.BufferedProtocol):
         if not self._server.admit(self):
             self._reader.refuse(busy_response(f"more than {self._limits.connections} connections are open"))
             self._advance()
+        elif self._server.draining:
+            self._close()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         """Forget all that was not answered."""
@@ -270,6 +272,8 @@ class HttpConnection(asyncio.BufferedProtocol):
         elif self._reader.in_message:
             self._reader.refuse(error_response(HTTPStatus.REQUEST_TIMEOUT, "the request took too long to arrive"))
             self._advance()
+        elif self._transport.is_closing():  # and the client does not read the rest
+            self._transport.abort()
         else:
             self._close()
 

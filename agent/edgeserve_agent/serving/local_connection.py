@@ -329,6 +329,10 @@ class LocalConnection:
         if not self.in_flight and not self._out and not self._unsent:
             self.close()
 
+    def abort(self) -> None:
+        """Close at once."""
+        self.close()
+
     def close(self) -> None:
         """Forget everything; what is running keeps its memory until it is done."""
         if self._closed:

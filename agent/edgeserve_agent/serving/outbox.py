@@ -8,11 +8,14 @@ a request of theirs then takes half of the server's CPU. A client that is alone 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from time import perf_counter_ns
-from typing import Protocol
+from typing import Final, Protocol
 
 from edgeserve.contracts.limits import OUTBOX_CONNECTIONS, OUTBOX_NS
+
+_LOG: Final = logging.getLogger(__name__)
 
 
 class Sender(Protocol):
@@ -20,6 +23,9 @@ class Sender(Protocol):
 
     def send(self) -> None:
         """Give the system what there is to send."""
+
+    def abort(self) -> None:
+        """Close at once."""
 
 
 class Outbox:
@@ -57,4 +63,8 @@ class Outbox:
     def _send(self) -> None:
         waiting, self._waiting = self._waiting, []
         for sender in waiting:
-            sender.send()
+            try:
+                sender.send()
+            except Exception:  # noqa: BLE001, PERF203 - it is logged; the others' answers must not be lost with it
+                _LOG.exception("sending failed")
+                sender.abort()

@@ -232,6 +232,9 @@ MISTAKES = {
     "writes to /tmp": (["open('/tmp/left-by-a-handler', 'w').write('x' * 100)"], "PermissionError|OSError"),
     "reads what is not its own": (["open('/etc/shadow').read()"], "PermissionError"),
     "opens a socket": (["import socket; socket.socket()"], "PermissionError"),
+    "makes a socket that could send to paths": (["import socket", "socket.socketpair()"], "PermissionError"),
+    "changes modes": (["os.chmod(__file__, 0o777)"], "PermissionError"),
+    "takes its server's processors": (["os.sched_setaffinity(os.getppid(), {0})"], "PermissionError"),
     "signals its server": (["os.kill(os.getppid(), 15)"], "PermissionError"),
     "becomes root": (["os.setuid(0)"], "PermissionError|run failed"),
 }

@@ -110,9 +110,14 @@ class Inflater:
             except MessageRefusedError as error:
                 job.done(error)
                 continue
-            self._busy = True
             if self._workers is None:
-                self._workers = self._make_workers()
+                try:
+                    self._workers = self._make_workers()
+                except Exception as error:  # noqa: BLE001 - such as no thread to be had; the call ends with it
+                    self._memory.release(size)
+                    job.done(error)
+                    continue
+            self._busy = True
             work = partial(inflate, job.body, job.encoding, limit=self._max_bytes, max_bytes=self._max_bytes)
             self._workers.submit(work, partial(self._done, job, size))
 
