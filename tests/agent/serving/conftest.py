@@ -209,9 +209,29 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.005)
 
 
+class Held:
+    """A computation that a test holds up; what ran before, such as warm-up, is let through."""
+
+    def __init__(self) -> None:
+        self.begun, self._armed, self._go = threading.Event(), threading.Event(), threading.Event()
+
+    def __call__(self, _inputs):
+        if self._armed.is_set():
+            self.begun.set()
+            assert self._go.wait(10)
+        return {"y": np.ones((1, 3), np.float32)}
+
+    def arm(self) -> None:
+        self._armed.set()
+
+    def release(self) -> None:
+        self._go.set()
+
+
 class Tools:
     """What tests share."""
 
+    held = Held
     model = SimulatedModel
     signature = SIGNATURE
     one_hot = staticmethod(one_hot)

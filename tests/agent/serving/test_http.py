@@ -13,25 +13,6 @@ from edgeserve_agent.serving.http_server import HttpServer
 GET_LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: t\r\n\r\n"
 
 
-class Held:
-    """A computation that a test holds up; what ran before, such as warm-up, is let through."""
-
-    def __init__(self) -> None:
-        self.begun, self._armed, self._go = threading.Event(), threading.Event(), threading.Event()
-
-    def __call__(self, _inputs):
-        if self._armed.is_set():
-            self.begun.set()
-            assert self._go.wait(10)
-        return {"y": np.ones((1, 3), np.float32)}
-
-    def arm(self) -> None:
-        self._armed.set()
-
-    def release(self) -> None:
-        self._go.set()
-
-
 @pytest.fixture(params=[uvloop.new_event_loop, asyncio.new_event_loop], ids=["uvloop", "asyncio"])
 def make_loop(request):
     return request.param
@@ -268,7 +249,7 @@ def test_a_target_with_scheme_and_host_is_taken_for_its_path(start_server, conne
 
 def test_a_stopping_server_finishes_what_is_in_flight_and_takes_nothing_new(start_server, connect, tools):
     server = start_server()
-    held = Held()
+    held = tools.held()
     server.serve(tools.model(held, slow=True))
     held.arm()
     idle = connect(server).send(GET_LIVE)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 
 import numpy as np
@@ -11,25 +10,6 @@ import pytest
 import uvloop
 
 GET_LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: t\r\n\r\n"
-
-
-class Held:
-    """A computation that a test holds up; what ran before, such as warm-up, is let through."""
-
-    def __init__(self) -> None:
-        self.begun, self._armed, self._go = threading.Event(), threading.Event(), threading.Event()
-
-    def __call__(self, _inputs):
-        if self._armed.is_set():
-            self.begun.set()
-            assert self._go.wait(10)
-        return {"y": np.ones((1, 3), np.float32)}
-
-    def arm(self) -> None:
-        self._armed.set()
-
-    def release(self) -> None:
-        self._go.set()
 
 
 @pytest.fixture(params=[uvloop.new_event_loop, asyncio.new_event_loop], ids=["uvloop", "asyncio"])
@@ -109,7 +89,7 @@ def test_bodies_that_fit_the_shared_buffer_count_too_until_they_are_answered(sta
         assert connect(server).send(tools.request("POST", "/v2/models/quick/infer", body)).answer().status == 200
     assert server.call(lambda: server.server._http._held) == 0
 
-    held = Held()
+    held = tools.held()
     server.serve(tools.model(held, slow=True))
     held.arm()
     first = connect(server).send(tools.request("POST", "/v2/models/m/infer", body))
@@ -126,7 +106,7 @@ def test_bodies_that_fit_the_shared_buffer_count_too_until_they_are_answered(sta
 
 def test_a_body_that_was_not_asked_for_yet_has_all_its_time(start_server, connect, tools):
     server = start_server(head_s=0.2, body_bytes_per_s=1e9)
-    held = Held()
+    held = tools.held()
     server.serve(tools.model(held, slow=True))
     held.arm()
     body = tools.infer_json()
